@@ -1,0 +1,147 @@
+"""What a model sees, and the columnar rows from which it is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+from ctr_models.schema import Schema
+
+
+@dataclass
+class Batch(Pipelineable):
+    """B rows, ready for a model.
+
+    Args:
+        dense: numbers, (B, N) float32, columns in the order of ``schema.dense``.
+        sparse: int32 ids of all categorical and multi fields, keys in the order of ``schema.sparse``.
+        sequences: int32 ids of the behaviour histories, oldest first, keys as in ``schema.sequences``.
+        label: 0 or 1, (B,) float32.
+        group: the user, for per-user metrics, (B,) int64.
+    """
+
+    dense: Tensor
+    sparse: KeyedJaggedTensor
+    sequences: KeyedJaggedTensor
+    label: Tensor
+    group: Tensor
+
+    def __len__(self) -> int:
+        return self.label.shape[0]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """Return the batch on ``device``."""
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the allocator that ``stream`` uses these tensors."""
+        for f in fields(self):
+            getattr(self, f.name).record_stream(stream)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory."""
+        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Several ids a row: the ids of row i are ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: np.ndarray  # (total,) int32
+    offsets: np.ndarray  # (W + 1,) int64
+
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and lengths (int32) of the chosen rows, in their order."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        # Position of each value inside its own row, then shifted to where that row starts.
+        source = np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+        return self.values[source], lengths.astype(np.int32)
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """W encoded rows as columns: the loader's window, a scoring request, or a whole small file.
+
+    Args:
+        schema: the fields and their order.
+        dense: (W, N) float32.
+        single: ids of the categorical fields, (S, W) int32, in the order in which they stand in
+            ``schema.sparse``.
+        ragged: ids of multi and sequence fields by name.
+        label: (W,) float32.
+        group: (W,) int64.
+    """
+
+    schema: Schema
+    dense: np.ndarray
+    single: np.ndarray
+    ragged: Mapping[str, Ragged]
+    label: np.ndarray
+    group: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def batch(self, rows: np.ndarray | slice | None = None) -> Batch:
+        """Cut a Batch from the chosen rows (all of them by default), without a Python object a value."""
+        if rows is None:
+            rows = slice(0, len(self))
+        single = np.ascontiguousarray(self.single[:, rows])  # (S, B)
+        size = single.shape[1] if len(single) else len(self.label[rows])
+        index = np.arange(len(self), dtype=np.int64)[rows] if self.ragged else None
+        return Batch(
+            dense=torch.from_numpy(np.ascontiguousarray(self.dense[rows])),
+            sparse=self._keyed([(f.name, f.kind) for f in self.schema.sparse], single, index, size),
+            sequences=self._keyed([(f.name, f.kind) for f in self.schema.sequences], single, index, size),
+            label=torch.from_numpy(np.ascontiguousarray(self.label[rows])),
+            group=torch.from_numpy(np.ascontiguousarray(self.group[rows])),
+        )
+
+    def _keyed(
+        self, keys: list[tuple[str, str]], single: np.ndarray, index: np.ndarray | None, size: int
+    ) -> KeyedJaggedTensor:
+        if not keys:
+            empty = torch.empty(0, dtype=torch.int32)
+            return KeyedJaggedTensor(keys=[], values=empty, lengths=empty, stride=size)
+        names = [name for name, _ in keys]
+        if all(kind == "categorical" for _, kind in keys):
+            # One id a row for every key: lengths and offsets are known without looking at them.
+            total = len(keys) * size
+            return KeyedJaggedTensor(
+                keys=names,
+                values=torch.from_numpy(single.reshape(-1)),
+                lengths=torch.ones(total, dtype=torch.int32),
+                offsets=torch.arange(total + 1, dtype=torch.int32),
+                stride=size,
+                length_per_key=[size] * len(keys),
+                offset_per_key=[i * size for i in range(len(keys) + 1)],
+            )
+        values, lengths, per_key, position = [], [], [], 0
+        ones = np.ones(size, dtype=np.int32)
+        for name, kind in keys:
+            if kind == "categorical":
+                values.append(single[position])
+                lengths.append(ones)
+                position += 1
+            else:
+                assert index is not None
+                ids, counts = self.ragged[name].take(index)
+                values.append(ids)
+                lengths.append(counts)
+            per_key.append(len(values[-1]))
+        return KeyedJaggedTensor(
+            keys=names,
+            values=torch.from_numpy(np.concatenate(values)),
+            lengths=torch.from_numpy(np.concatenate(lengths)),
+            stride=size,
+            length_per_key=per_key,
+        )

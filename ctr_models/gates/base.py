@@ -1,0 +1,157 @@
+"""The gate: a part that decides how much of something passes, swapped by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from ctr_models.errors import ConfigError, explain
+from ctr_models.registry import Registry
+
+Slot = Literal["feature", "field", "selection", "cross", "attention", "sequence", "expert", "fusion", "depth"]
+SLOTS: tuple[str, ...] = Slot.__args__  # type: ignore[attr-defined]
+
+
+class GateConfig(BaseModel):
+    """Settings that every gate has; a gate's own config derives from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    start: Literal["paper", "identity"] = "paper"
+    """``identity``: the mask is exactly 1 before training, so that a challenger begins as the control."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateShape:
+    """The sizes a slot offers to its gate.
+
+    Args:
+        slot: where the gate stands.
+        width: last dimension of ``x``.
+        context: last dimension of ``context``; 0 when the slot has none.
+        fields: number of fields F, for slots that see (B, F, D).
+    """
+
+    slot: Slot
+    width: int
+    context: int = 0
+    fields: int = 0
+
+
+class GateSpec(BaseModel):
+    """A gate by name and settings. Its hash is the tag of the run, the arm's id and the key of the event log.
+
+    Example:
+        >>> GateSpec.parse("sigmoid2").hash == GateSpec(name="sigmoid2").hash
+        True
+        >>> GateSpec.parse({"name": "sigmoid2", "hidden": [64]}).options
+        {'hidden': [64]}
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, value: str | dict[str, Any] | GateSpec) -> GateSpec:
+        """Read ``name`` or ``{name: ..., option: ...}`` and check the options against the gate's config."""
+        if isinstance(value, GateSpec):
+            return value
+        value = {"name": value} if isinstance(value, str) else dict(value)
+        if "name" not in value:
+            raise ConfigError("a gate needs a name", where="gates", remedy="write {name: sigmoid2, ...}")
+        spec = cls(name=str(value.pop("name")), options=value)
+        spec.config()
+        return spec
+
+    def config(self) -> GateConfig:
+        """Return the validated settings of the named gate."""
+        gate = GATES[self.name]
+        try:
+            return gate.Config(**self.options)
+        except ValidationError as error:
+            raise explain(error, gate.Config, f"gate {self.name}") from None
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits over the name and all settings, defaults included."""
+        content = {"name": self.name, **self.config().model_dump(mode="json")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def build(self, shape: GateShape) -> Gate:
+        """Make the gate for a slot of these sizes."""
+        gate = GATES[self.name]
+        if shape.slot not in gate.slots:
+            fitting = sorted(n for n in GATES if shape.slot in GATES[n].slots)
+            raise ConfigError(
+                f"gate {self.name!r} does not fit slot {shape.slot!r}",
+                where=f"model.gates.{shape.slot}",
+                remedy=f"it fits {sorted(gate.slots)}; this slot takes {fitting}",
+            )
+        return gate(self.config(), shape)
+
+
+class Gate(nn.Module):
+    """Maps ``(x, context)`` to a mask for ``x`` or to mixture weights, for one slot.
+
+    A subclass sets ``slots`` and ``Config`` and writes :meth:`forward`; registering it buys the contract
+    suite. :meth:`gated` is what models call; a fused kernel may override it.
+
+    Args:
+        config: the gate's own settings.
+        shape: the sizes of the slot it stands in.
+    """
+
+    name: ClassVar[str] = ""
+    slots: ClassVar[frozenset[str]] = frozenset()
+    Config: ClassVar[type[GateConfig]] = GateConfig
+    bound: ClassVar[float] = 1.0
+    """Upper end of the mask's range [0, bound]."""
+    source: ClassVar[str] = ""
+    """The paper, as an arXiv id or a title."""
+
+    def __init__(self, config: GateConfig, shape: GateShape) -> None:
+        super().__init__()
+        self.config, self.shape = config, shape
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the mask, broadcastable to ``x``; or weights (B, K) in slot ``expert``.
+
+        Args:
+            x: what is gated: (B, D) in slots feature, cross, fusion; (B, F, D) in slot field;
+                (B, H, L, D) in slot attention.
+            context: what decides, (B, C), or (1, C) when it is the same for every row, or None when the
+                slot has none and ``x`` itself decides.
+        """
+        raise NotImplementedError
+
+    def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return ``x`` times the mask, shape of ``x``."""
+        return x * self(x, context)
+
+    def penalty(self) -> Tensor:
+        """Return what the gate adds to the loss: a scalar, 0 if it asks for nothing."""
+        return torch.zeros(())
+
+    @torch.no_grad()
+    def telemetry(self, mask: Tensor) -> dict[str, float]:
+        """Describe a mask: mean, standard deviation, share of values at either end, binary entropy in bits."""
+        m = mask.detach().float() / self.bound
+        p = m.clamp(1e-7, 1 - 1e-7)
+        entropy = -(p * p.log2() + (1 - p) * (1 - p).log2())
+        return {
+            "mean": float(mask.float().mean()),
+            "std": float(mask.float().std(correction=0)),
+            "saturation": float(((m < 0.05) | (m > 0.95)).float().mean()),
+            "entropy": float(entropy.mean()),
+        }
+
+
+GATES: Registry[type[Gate]] = Registry("gate", group="sluice.gates")
+register_gate = GATES.register

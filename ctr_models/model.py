@@ -1,0 +1,180 @@
+"""The CTRModel: a Batch in, logits out; and how one is made from a name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ctr_models.batch import Batch
+from ctr_models.errors import ConfigError, explain, nearest
+from ctr_models.gates.base import Gate, GateSpec
+from ctr_models.registry import Registry
+from ctr_models.schema import Schema
+
+
+class ModelConfig(BaseModel):
+    """Settings that every model has; a model's own config derives from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    embedding_std: float = 1e-4
+    """Standard deviation of the initial embeddings."""
+
+
+class ModelSpec(BaseModel):
+    """A model by name, settings and gates, as it stands in a config.
+
+    Example:
+        >>> ModelSpec.parse({"name": "gdcn", "cross_layers": 2, "gates": {"cross": "sigmoid"}}).gates["cross"].name
+        'sigmoid'
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    gates: dict[str, GateSpec] = Field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, value: str | Mapping[str, Any] | ModelSpec) -> ModelSpec:
+        """Read ``name`` or ``{name: ..., gates: {slot: gate}, option: ...}`` and check every key."""
+        if isinstance(value, ModelSpec):
+            return value
+        given: dict[str, Any] = {"name": value} if isinstance(value, str) else dict(value)
+        if "name" not in given:
+            raise ConfigError("a model needs a name", where="model", remedy=f"one of {list(MODELS)}")
+        name, gates = str(given.pop("name")), given.pop("gates", None) or {}
+        model = MODELS[name]
+        if not isinstance(gates, Mapping):
+            raise ConfigError(f"expected slot: gate, got {gates!r}", where="model.gates")
+        for slot in gates:
+            if slot not in model.default_gates:
+                raise ConfigError(
+                    f"model {name!r} has no gate slot {slot!r}",
+                    where=f"model.gates.{slot}",
+                    remedy=nearest(slot, model.default_gates),
+                )
+        spec = cls(name=name, options=given, gates={s: GateSpec.parse(g) for s, g in gates.items()})
+        spec.config()
+        return spec
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the mapping that :meth:`parse` reads."""
+        gates = {slot: {"name": g.name, **g.options} for slot, g in self.gates.items()}
+        return {"name": self.name, **self.options, **({"gates": gates} if gates else {})}
+
+    def config(self) -> ModelConfig:
+        """Return the validated settings of the named model."""
+        model = MODELS[self.name]
+        try:
+            return model.Config(**self.options)
+        except ValidationError as error:
+            raise explain(error, model.Config, "model") from None
+
+    @property
+    def all_gates(self) -> dict[str, GateSpec]:
+        """The gate in every slot of the model, defaults included."""
+        defaults = {slot: GateSpec.parse(gate) for slot, gate in MODELS[self.name].default_gates.items()}
+        return {**defaults, **self.gates}
+
+    def build(self, schema: Schema) -> CTRModel:
+        """Make the model for these inputs."""
+        return MODELS[self.name](self.config(), schema, self.all_gates)
+
+
+class CTRModel(nn.Module):
+    """Predicts the logit of a click.
+
+    A subclass sets ``Config`` and ``default_gates`` (its slots, and the gate in each unless a config says
+    otherwise) and writes :meth:`forward`. Embeddings come from
+    :class:`ctr_models.embeddings.FeatureEmbedding`, never from private tables, so that every model shards.
+
+    Args:
+        config: the model's own settings.
+        schema: its inputs.
+        gates: the gate in each slot.
+    """
+
+    name: ClassVar[str] = ""
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+    default_gates: ClassVar[Mapping[str, str]] = {}
+    source: ClassVar[str] = ""
+    """The paper, as an arXiv id or a title."""
+
+    def __init__(self, config: ModelConfig, schema: Schema, gates: Mapping[str, GateSpec]) -> None:
+        super().__init__()
+        self.config, self.schema, self.gate_specs = config, schema, dict(gates)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return logits, (B,) float32."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the training loss (scalar: cross-entropy plus the gates' penalties) and the logits (B,)."""
+        logits = self(batch)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), batch.label)
+        for gate in self.gates():
+            loss = loss + gate.penalty().to(loss.device)
+        return loss, logits
+
+    def gates(self) -> list[Gate]:
+        """Return every gate in the model."""
+        return [m for m in self.modules() if isinstance(m, Gate)]
+
+    @torch.no_grad()
+    def telemetry(self, batch: Batch) -> dict[str, dict[str, float]]:
+        """Describe what each gate does to a batch, by the gate's path in the model."""
+        seen: dict[str, dict[str, float]] = {}
+        handles = [
+            module.register_forward_hook(
+                lambda m, _inputs, mask, path=path: seen.__setitem__(path, m.telemetry(mask))
+            )
+            for path, module in self.named_modules()
+            if isinstance(module, Gate)
+        ]
+        was_training = self.training
+        try:
+            self.eval()
+            self(batch)
+        finally:
+            self.train(was_training)
+            for handle in handles:
+                handle.remove()
+        return seen
+
+
+MODELS: Registry[type[CTRModel]] = Registry("model", group="sluice.models")
+register_model = MODELS.register
+
+
+def create_model(
+    name: str,
+    features: Schema,
+    *,
+    gates: Mapping[str, str | dict[str, Any]] | None = None,
+    **options: Any,
+) -> CTRModel:
+    """Make a model by name, without the pipelines.
+
+    Args:
+        name: a registered model or a dotted path.
+        features: its inputs.
+        gates: gate by slot; the model's own defaults elsewhere.
+        options: fields of the model's config.
+
+    Returns:
+        A freshly initialised model. Seed torch before for a reproducible one.
+
+    Raises:
+        ConfigError: unknown name, slot, gate or option, with the nearest valid one.
+
+    Example:
+        >>> model = create_model("gdcn", Schema.of({"user": 100, "item": 50}), gates={"cross": "sigmoid"})
+        >>> model.gate_specs["cross"].name
+        'sigmoid'
+    """
+    return ModelSpec.parse({"name": name, "gates": gates or {}, **options}).build(features)

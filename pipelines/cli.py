@@ -1,0 +1,44 @@
+"""The ``sluice`` command: gathers its subcommands from the entry-point group ``sluice.commands``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import entry_points
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+# MLflow reports its use to its makers unless told not to; users' logs are not ours to talk about.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def build_app() -> typer.Typer:
+    """Return the application with the subcommands of every installed distribution."""
+    app = typer.Typer(
+        name="sluice",
+        help="From click logs to ranked answers, and which gate makes them better.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        rich_markup_mode="rich",
+    )
+    for point in sorted(entry_points(group="sluice.commands"), key=lambda p: p.name):
+        point.load()(app)
+    return app
+
+
+def main() -> None:
+    """Run the command line. A user's error is one line and exit code 2; anything else is a traceback."""
+    from ctr_models.errors import SluiceError
+
+    try:
+        build_app()()
+    except SluiceError as error:
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The one configuration of a run: ``ctr.yaml``, strict, with overrides from the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+
+from ctr_models.errors import ConfigError, SluiceError, explain
+from ctr_models.model import ModelSpec
+from pipelines.datasets.config import DataConfig
+from pipelines.features.spec import FeatureSpec
+from pipelines.training.config import TrainConfig
+from pipelines.training.recipes import RecipeConfig
+from pipelines.training.tracking import TrackingConfig
+
+Model = Annotated[
+    ModelSpec,
+    BeforeValidator(ModelSpec.parse),
+    PlainSerializer(lambda spec: spec.to_dict(), return_type=dict[str, Any]),
+]
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run's outcome.
+
+    Example:
+        >>> config = RunConfig.model_validate({"name": "demo", "model": {"name": "gdcn"}})
+        >>> config.data.source
+        'click_world'
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field("clicks", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the MLflow experiment and of the registered model."""
+    workdir: Path = Path("runs")
+    """Encoded features, checkpoints, bundles and, by default, the MLflow store."""
+    seed: int = Field(2026, ge=0, lt=2**31)
+    data: DataConfig = DataConfig()
+    features: FeatureSpec | None = None
+    """None: the source's published definition."""
+    model: Model = ModelSpec(name="finalmlp")
+    recipe: RecipeConfig = RecipeConfig()
+    train: TrainConfig = TrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read ``ctr.yaml``, apply ``key.sub=value`` overrides, check every key.
+
+    Args:
+        path: the file; None starts from the defaults.
+        overrides: values are YAML, for example ``train.epochs=3`` or ``model.gates.cross=none``.
+
+    Raises:
+        ConfigError: naming the file, the key, and the nearest valid one.
+    """
+    tree: Any = {}
+    source = str(path) if path else "command line"
+    if path is not None:
+        try:
+            tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+        except FileNotFoundError:
+            raise ConfigError("no such file", where=source, remedy="sluice init writes one") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", where=source) from None
+        if not isinstance(tree, dict):
+            raise ConfigError(f"expected keys, found {type(tree).__name__}", where=source)
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, source)
+
+
+def parse_config(tree: dict[str, Any], source: str = "config") -> RunConfig:
+    """Check a mapping as :func:`load_config` checks a file."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, RunConfig, source) from None
+    except SluiceError as error:
+        where = f"{source}: {error.where}" if error.where else source
+        raise ConfigError(error.problem, where=where, remedy=error.remedy) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the YAML that reads back as ``config``."""
+    return yaml.safe_dump(json.loads(config.model_dump_json(exclude_none=True)), sort_keys=False)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise ConfigError("an override is written key.sub=value", where=f"override {override!r}")
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"{part!r} holds a value, not keys", where=f"override {override!r}")
+    value = yaml.load(text, Loader=_Loader)
+    if isinstance(node, list):
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text and lets a repeated key win silently; this one does neither."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} appears twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:(?:\d[\d_]*)?\.\d+|\d[\d_]*\.?)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|nan)$",
+        re.IGNORECASE,
+    ),
+    list("-+0123456789."),
+)

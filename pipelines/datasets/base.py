@@ -1,0 +1,83 @@
+"""A source of raw logs: published layouts, any Parquet or CSV, and the built-in click world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ctr_models.errors import explain
+from ctr_models.registry import Registry
+from pipelines.datasets.config import DataConfig, SplitConfig
+from pipelines.features.spec import FeatureSpec
+
+
+@dataclass(frozen=True)
+class RawPart:
+    """Rows as they came, and the file that messages name."""
+
+    frame: pl.LazyFrame
+    path: Path
+
+
+@dataclass(frozen=True)
+class RawData:
+    """An opened source.
+
+    Args:
+        parts: ``{"all": ...}``, to be split, or ``{"train": ..., "valid": ..., "test": ...}``.
+        split: how ``all`` is divided; ``by="given"`` with three parts.
+        spec: the definition that goes with a published layout; None for a user's own files.
+        fingerprint: changes whenever the bytes or the options do; names the cache of encoded features.
+        truth: the column that holds the true click probability, where it is known.
+    """
+
+    parts: dict[str, RawPart]
+    split: SplitConfig
+    spec: FeatureSpec | None
+    fingerprint: str
+    truth: str | None = None
+
+
+class DatasetOptions(BaseModel):
+    """Options of a source; a source's own derive from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dataset:
+    """Reads one layout. A subclass sets ``Options`` and writes :meth:`open`; registering it makes it a source."""
+
+    name: ClassVar[str] = ""
+    Options: ClassVar[type[DatasetOptions]] = DatasetOptions
+
+    def __init__(self, options: DatasetOptions) -> None:
+        self.options = options
+
+    def open(self, path: Path | None) -> RawData:
+        """Look at ``path`` without reading it whole.
+
+        Raises:
+            DataError: the path or a file of the layout is missing, naming what was looked for.
+        """
+        raise NotImplementedError
+
+
+DATASETS: Registry[type[Dataset]] = Registry("data source", group="sluice.datasets")
+register_dataset = DATASETS.register
+
+
+def open_data(config: DataConfig) -> RawData:
+    """Open the source that a config names; the config's split, if any, overrides the source's own."""
+    cls = DATASETS[config.source]
+    try:
+        options = cls.Options(**config.options)
+    except ValidationError as error:
+        raise explain(error, cls.Options, "data.options") from None
+    data = cls(options).open(config.path)
+    if config.split is None:
+        return data
+    return RawData(data.parts, config.split, data.spec, data.fingerprint, data.truth)
