@@ -1,0 +1,60 @@
+"""Files are whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.features.files import atomic_directory, atomic_write, sha256_file, sha256_tree
+
+
+def test_a_directory_appears_whole(tmp_path: Path) -> None:
+    final = tmp_path / "a" / "b"
+    with atomic_directory(final) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "x").write_text("1")
+        assert not final.exists()
+    assert (final / "sub" / "x").read_text() == "1"
+    assert [p.name for p in final.parent.iterdir()] == ["b"]
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="half"), atomic_directory(tmp_path / "a") as folder:
+        (folder / "x").write_text("1")
+        raise RuntimeError("half way")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_keeps_the_old_directory(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "a") as folder:
+        (folder / "x").write_text("old")
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "a") as folder:
+        (folder / "x").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "a" / "x").read_text() == "old"
+
+
+def test_a_directory_is_replaced(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with atomic_directory(tmp_path / "a") as folder:
+            (folder / text).write_text(text)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_atomic_write_replaces_and_leaves_no_crumbs(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "a.json"
+    atomic_write(path, "é")
+    atomic_write(path, b"\x00")
+    assert path.read_bytes() == b"\x00"
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_hashes_tell_files_apart(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b").write_text("1")
+    (tmp_path / "sub" / "a").write_text("2")
+    tree = sha256_tree(tmp_path)
+    assert list(tree) == ["b", "sub/a"]
+    assert tree["b"] == sha256_file(tmp_path / "b") != tree["sub/a"]
