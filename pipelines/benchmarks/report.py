@@ -1,0 +1,150 @@
+"""What every benchmark ends with: a table, the figures as JSON, and the bars that were asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ctr_models.errors import ConfigError, nearest
+
+JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the figures here; - prints them.")]
+AtLeast = Annotated[
+    list[str] | None, typer.Option("--at-least", help="key=value, repeatable: exit 1 if the figure is smaller.")
+]
+AtMost = Annotated[
+    list[str] | None, typer.Option("--at-most", help="key=value, repeatable: exit 1 if the figure is larger.")
+]
+
+
+class BenchReport:
+    """Rows for the reader, figures for the bars.
+
+    Args:
+        title: heads the table.
+        columns: the table's columns.
+
+    Example:
+        >>> report = BenchReport("sorting", ["rows", "rows/s"])
+        >>> report.row(1000, 52_000.0)
+        >>> report.figures["rows_per_second"] = 52_000.0
+        >>> report.missed(at_least=["rows_per_second=60000"])
+        ['rows_per_second is 52000, at least 60000 was asked for']
+    """
+
+    def __init__(self, title: str, columns: Sequence[str]) -> None:
+        self.title, self.columns = title, list(columns)
+        self.rows: list[tuple[str, ...]] = []
+        self.figures: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    def row(self, *cells: object) -> None:
+        """Add a row; numbers are shown with four significant digits."""
+        self.rows.append(tuple(_shown(cell) for cell in cells))
+
+    def note(self, text: str) -> None:
+        """Add a line below the table: what was held fixed, what to keep in mind."""
+        self.notes.append(text)
+
+    def missed(self, at_least: Sequence[str] | None = None, at_most: Sequence[str] | None = None) -> list[str]:
+        """Return one sentence for each bar that a figure misses.
+
+        Args:
+            at_least: ``key=value`` texts.
+            at_most: ``key=value`` texts.
+
+        Raises:
+            ConfigError: a bar is not ``key=number`` or names no figure.
+        """
+        sentences = []
+        for bars, word, holds in (
+            (at_least, "least", lambda figure, bar: figure >= bar),
+            (at_most, "most", lambda figure, bar: figure <= bar),
+        ):
+            for text in bars or ():
+                key, bar = self._bar(text, f"--at-{word}")
+                figure = self.figures[key]
+                if not holds(figure, bar):  # nan misses every bar
+                    sentences.append(f"{key} is {figure:.6g}, at {word} {bar:.6g} was asked for")
+        return sentences
+
+    def finish(
+        self,
+        json_path: Path | None = None,
+        at_least: Sequence[str] | None = None,
+        at_most: Sequence[str] | None = None,
+    ) -> None:
+        """Print the table, write the JSON, hold the figures against the bars.
+
+        Args:
+            json_path: where the figures go; ``-`` is the standard output, and then the table goes to stderr.
+            at_least: bars below which no figure may fall, as ``key=value``.
+            at_most: bars above which no figure may rise.
+
+        Raises:
+            typer.Exit: with code 1 when a bar is missed, each named on stderr.
+        """
+        to_stdout = json_path is not None and str(json_path) == "-"
+        console = Console(stderr=to_stdout)
+        table = Table(title=self.title, title_justify="left")
+        for position, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if position == 0 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+        for note in self.notes:
+            console.print(note, style="dim", highlight=False)
+        content = json.dumps(self.to_dict(), indent=2)
+        if to_stdout:
+            print(content)
+        elif json_path is not None:
+            json_path.parent.mkdir(parents=True, exist_ok=True)
+            json_path.write_text(content + "\n", encoding="utf-8")
+        sentences = self.missed(at_least, at_most)
+        for sentence in sentences:
+            Console(stderr=True).print(f"missed: {sentence}", style="bold red", highlight=False, soft_wrap=True)
+        if sentences:
+            raise typer.Exit(1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return figures, table and machine, as the JSON holds them; a figure that is not finite is null."""
+        return {
+            "title": self.title,
+            "figures": {k: v if math.isfinite(v) else None for k, v in self.figures.items()},
+            "columns": self.columns,
+            "rows": [list(row) for row in self.rows],
+            "notes": self.notes,
+            "machine": {
+                "python": platform.python_version(),
+                "processor": platform.processor() or platform.machine(),
+                "system": sys.platform,
+            },
+        }
+
+    def _bar(self, text: str, option: str) -> tuple[str, float]:
+        key, sign, value = text.partition("=")
+        try:
+            bar = float(value)
+        except ValueError:
+            sign = ""
+        if not sign:
+            raise ConfigError("a bar is written key=number", where=f"{option} {text!r}")
+        if key not in self.figures:
+            raise ConfigError(f"no figure {key!r}", where=option, remedy=nearest(key, self.figures))
+        return key, bar
+
+
+def _shown(cell: object) -> str:
+    if isinstance(cell, bool) or not isinstance(cell, float | int):
+        return str(cell)
+    if isinstance(cell, int) or abs(cell) >= 1000:
+        return f"{cell:,.0f}"
+    return f"{cell:.4g}"
