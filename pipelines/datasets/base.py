@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -70,14 +70,22 @@ DATASETS: Registry[type[Dataset]] = Registry("data source", group="sluice.datase
 register_dataset = DATASETS.register
 
 
-def open_data(config: DataConfig) -> RawData:
-    """Open the source that a config names; the config's split, if any, overrides the source's own."""
+def check_options(config: DataConfig) -> DatasetOptions:
+    """Check the options of the source that a config names, without looking at any data.
+
+    Raises:
+        ConfigError: the source is unknown, or an option is.
+    """
     cls = DATASETS[config.source]
     try:
-        options = cls.Options(**config.options)
+        return cls.Options(**config.options)
     except ValidationError as error:
         raise explain(error, cls.Options, "data.options") from None
-    data = cls(options).open(config.path)
+
+
+def open_data(config: DataConfig) -> RawData:
+    """Open the source that a config names; the config's split, if any, overrides the source's own."""
+    data = DATASETS[config.source](check_options(config)).open(config.path)
     if config.split is None:
         return data
-    return RawData(data.parts, config.split, data.spec, data.fingerprint, data.truth)
+    return replace(data, split=config.split)
