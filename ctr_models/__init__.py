@@ -1,0 +1,42 @@
+"""CTR models with swappable gates.
+
+Example:
+    >>> import torch
+    >>> from ctr_models import Schema, create_model, example_batch
+    >>> features = Schema.of({"user": 1000, "item": 500, "hour": 26}, dense=["price"], dim=16)
+    >>> model = create_model("gdcn", features, gates={"cross": "sigmoid"})
+    >>> model(example_batch(features, rows=8)).shape
+    torch.Size([8])
+"""
+
+from ctr_models.batch import Batch, EncodedRows, Ragged
+from ctr_models.embeddings import Embedded, FeatureEmbedding
+from ctr_models.example import example_batch, example_rows
+from ctr_models.gates import GATES, Gate, GateConfig, GateShape, GateSpec, register_gate
+from ctr_models.model import MODELS, CTRModel, ModelConfig, ModelSpec, create_model, register_model
+from ctr_models.schema import DenseField, IdField, Schema
+
+__all__ = [
+    "GATES",
+    "MODELS",
+    "Batch",
+    "CTRModel",
+    "DenseField",
+    "Embedded",
+    "EncodedRows",
+    "FeatureEmbedding",
+    "Gate",
+    "GateConfig",
+    "GateShape",
+    "GateSpec",
+    "IdField",
+    "ModelConfig",
+    "ModelSpec",
+    "Ragged",
+    "Schema",
+    "create_model",
+    "example_batch",
+    "example_rows",
+    "register_gate",
+    "register_model",
+]

@@ -100,7 +100,7 @@ def _tag_of(model: type[BaseModel]) -> Any:
     """The value of a discriminated model's single-literal field (``kind``, ``how``, ``name``), if it has one."""
     for name in ("kind", "how", "name"):
         field = model.model_fields.get(name)
-        args = getattr(field.annotation, "__args__", ()) if field else ()
+        args: tuple[Any, ...] = getattr(field.annotation, "__args__", ()) if field else ()
         if len(args) == 1 and isinstance(args[0], str):
             return args[0]
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -129,13 +130,16 @@ class CTRModel(nn.Module):
     def telemetry(self, batch: Batch) -> dict[str, dict[str, float]]:
         """Describe what each gate does to a batch, by the gate's path in the model."""
         seen: dict[str, dict[str, float]] = {}
-        handles = [
-            module.register_forward_hook(
-                lambda m, _inputs, mask, path=path: seen.__setitem__(path, m.telemetry(mask))
-            )
-            for path, module in self.named_modules()
-            if isinstance(module, Gate)
-        ]
+        handles = []
+        for path, gate in self.named_modules():
+            if isinstance(gate, Gate):
+                # A fused ``gated`` never makes the mask; for one pass the plain one, by way of it, takes its place.
+                gate.gated = partial(Gate.gated, gate)  # type: ignore[method-assign]
+                handles.append(
+                    gate.register_forward_hook(
+                        lambda m, _inputs, mask, path=path: seen.__setitem__(path, m.telemetry(mask))
+                    )
+                )
         was_training = self.training
         try:
             self.eval()
@@ -144,6 +148,8 @@ class CTRModel(nn.Module):
             self.train(was_training)
             for handle in handles:
                 handle.remove()
+            for gate in self.gates():
+                del gate.gated
         return seen
 
 

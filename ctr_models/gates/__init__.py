@@ -1,0 +1,46 @@
+"""The gates, one file each. Importing this package registers them.
+
+A gate of your own takes ten lines, and fits every slot that it lists:
+
+    >>> import torch
+    >>> from ctr_models import Schema, create_model, example_batch
+    >>> from ctr_models.gates import Gate, register_gate
+    >>> @register_gate("free")
+    ... class FreeGate(Gate):
+    ...     '''mask = 2 sigmoid(v), one free value a coordinate; 1 at the start.'''
+    ...     slots, bound = frozenset({"feature"}), 2.0
+    ...     def __init__(self, config, shape):
+    ...         super().__init__(config, shape)
+    ...         self.v = torch.nn.Parameter(torch.zeros(1, shape.width))
+    ...     def forward(self, x, context=None):
+    ...         return 2 * torch.sigmoid(self.v)
+    >>> schema = Schema.of({"user": 10, "item": 20})
+    >>> model = create_model("dnn", schema, gates={"feature": "free"})
+    >>> model(example_batch(schema, rows=3)).shape
+    torch.Size([3])
+    >>> model.telemetry(example_batch(schema, rows=3))["inputs.feature_gates.0"]["mean"]
+    1.0
+"""
+
+from ctr_models.gates.base import GATES, SLOTS, Gate, GateConfig, GateShape, GateSpec, Slot, register_gate
+from ctr_models.gates.context import ContextConfig
+from ctr_models.gates.none import NoGate
+from ctr_models.gates.sigmoid import SigmoidGate
+from ctr_models.gates.sigmoid2 import Sigmoid2Gate
+from ctr_models.gates.squeeze_excite import SqueezeExciteGate
+
+__all__ = [
+    "GATES",
+    "SLOTS",
+    "ContextConfig",
+    "Gate",
+    "GateConfig",
+    "GateShape",
+    "GateSpec",
+    "NoGate",
+    "Sigmoid2Gate",
+    "SigmoidGate",
+    "Slot",
+    "SqueezeExciteGate",
+    "register_gate",
+]

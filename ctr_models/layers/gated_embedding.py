@@ -1,0 +1,91 @@
+"""Embedding, field gate, feature gate: the way from a batch into the streams of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ctr_models.batch import Batch
+from ctr_models.embeddings import Embedded, FeatureEmbedding
+from ctr_models.errors import ConfigError
+from ctr_models.gates.base import GateShape, GateSpec
+from ctr_models.gates.context import GateContext, stream_spec
+from ctr_models.schema import Schema
+
+
+class GatedEmbedding(nn.Module):
+    """Embeds a batch and gates it: first slot ``field``, then slot ``feature`` for each stream.
+
+    Args:
+        schema: what the batch holds.
+        gates: the gates of slots ``field`` and ``feature``; a missing slot is ungated.
+        std: standard deviation of the initial embeddings.
+        streams: number of streams, each with its own feature gate.
+        prefix: put before table names.
+
+    Raises:
+        ConfigError: a field gate where fields differ in dimension; a context that the schema does not hold.
+
+    Example:
+        >>> from ctr_models import Schema, example_batch
+        >>> schema = Schema.of({"user": 10, "item": 20}, dim=4)
+        >>> layer = GatedEmbedding(schema, {"feature": GateSpec(name="sigmoid2")}, std=0.1, streams=2)
+        >>> [stream.shape for stream in layer(example_batch(schema, rows=3))]
+        [torch.Size([3, 8]), torch.Size([3, 8])]
+    """
+
+    def __init__(
+        self, schema: Schema, gates: Mapping[str, GateSpec], *, std: float, streams: int = 1, prefix: str = ""
+    ) -> None:
+        super().__init__()
+        none = GateSpec(name="none")
+        self.embedding = FeatureEmbedding(schema, std=std, prefix=prefix)
+        self.width, self.fields = self.embedding.width, len(self.embedding.names)
+
+        field = gates.get("field", none)
+        if field.name != "none" and not self.embedding.uniform:
+            dims = dict(zip(self.embedding.names, self.embedding.dims, strict=True))
+            raise ConfigError(
+                f"a field gate needs fields of one dimension, found {dims}",
+                where="model.gates.field",
+                remedy="give every feature the same dim, or gate slot 'feature'",
+            )
+        field = stream_spec(field, 0, 1)
+        self.field_context = GateContext(schema, field, embedding=self.embedding, std=std, prefix=f"{prefix}field_")
+        self.field_gate = field.build(
+            GateShape(
+                slot="field", width=self.embedding.dims[0], context=self.field_context.width, fields=self.fields
+            )
+        )
+        feature = gates.get("feature", none)
+        self.contexts, self.feature_gates = nn.ModuleList(), nn.ModuleList()
+        for stream in range(streams):
+            spec = stream_spec(feature, stream, streams)
+            context = GateContext(
+                schema, spec, embedding=self.embedding, std=std, prefix=f"{prefix}context{stream + 1}_"
+            )
+            self.contexts.append(context)
+            self.feature_gates.append(
+                spec.build(GateShape(slot="feature", width=self.width, context=context.width, fields=self.fields))
+            )
+        self._field_gated = field.name != "none"
+
+    def embed(self, batch: Batch) -> Embedded:
+        """Return the ungated vectors."""
+        return self.embedding(batch)
+
+    def forward(self, batch: Batch) -> list[Tensor]:
+        """Return the gated input of each stream, (B, D)."""
+        return self.gated(batch, self.embedding(batch))
+
+    def gated(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
+        """Return the gated input of each stream, (B, D), from vectors that are at hand."""
+        x = embedded.flat
+        if self._field_gated:
+            stacked = embedded.stacked()  # (B, F, d)
+            x = self.field_gate.gated(stacked, self.field_context(batch, embedded)).flatten(1)
+        return [
+            gate.gated(x, context(batch, embedded))
+            for gate, context in zip(self.feature_gates, self.contexts, strict=True)
+        ]

@@ -1,0 +1,75 @@
+"""The multi-layer perceptron of every model and gate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+class MLPConfig(BaseModel):
+    """Hidden layers of a perceptron."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    hidden: tuple[int, ...] = Field((400, 400, 400), min_length=1)
+    activation: Activation = "relu"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    batch_norm: bool = False
+
+
+class MLP(nn.Sequential):
+    """Layers of Linear, batch normalisation, activation, dropout; then a Linear if ``outputs`` is given.
+
+    Weights start Xavier-normal, biases at zero, as in the published settings of the CTR field.
+
+    Args:
+        inputs: width of the input.
+        config: the hidden layers.
+        outputs: width of a last, plain Linear; None ends with the last hidden layer.
+
+    Example:
+        >>> import torch
+        >>> MLP(8, MLPConfig(hidden=(16, 4)), outputs=1)(torch.zeros(2, 8)).shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(self, inputs: int, config: MLPConfig, *, outputs: int | None = None) -> None:
+        layers: list[nn.Module] = []
+        width = inputs
+        for size in config.hidden:
+            layers.append(linear(width, size))
+            if config.batch_norm:
+                layers.append(nn.BatchNorm1d(size))
+            activation = ACTIVATIONS[config.activation]
+            # In place saves a copy of every hidden layer: Linear and BatchNorm don't need their output again.
+            layers.append(nn.ReLU(inplace=True) if activation is nn.ReLU else activation())
+            if config.dropout:
+                layers.append(nn.Dropout(config.dropout))
+            width = size
+        if outputs is not None:
+            layers.append(linear(width, outputs))
+        super().__init__(*layers)
+        self.width = width if outputs is None else outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs) to (B, width)."""
+        return super().forward(x)
+
+
+def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+    """Return a Linear with Xavier-normal weights and zero bias."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_normal_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
