@@ -59,9 +59,7 @@ class GDCN(CTRModel):
         self.cross = CrossNetwork(width, layers=config.cross_layers, gate=gates["cross"])
         self.mlp = None if config.form == "cross_only" else MLP(width, config.mlp)
         deep = self.mlp.width if self.mlp is not None else 0
-        self.head: nn.Linear = linear(
-            {"parallel": width + deep, "stacked": deep, "cross_only": width}[config.form], 1
-        )
+        self.head = linear({"parallel": width + deep, "stacked": deep, "cross_only": width}[config.form], 1)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits, (B,)."""
