@@ -209,15 +209,13 @@ def evaluate(label: npt.ArrayLike, p: npt.ArrayLike, group: npt.ArrayLike | None
     return metrics if per_user is None else {**metrics, "gauc": per_user}
 
 
-def _gauc(label: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike) -> float | None:
-    y, s = _checked(label, score, both_classes=True)
-    users = np.asarray(group)
-    if users.shape != y.shape:
-        raise DataError(
-            f"groups have shape {users.shape}, rows {y.shape}", where="group", remedy="give one user a row"
-        )
-    order = np.lexsort((s, users))
-    clicks, s, users = y[order], s[order], users[order]
+def user_auc(y: npt.NDArray[np.bool_], score: Floats, user: np.ndarray) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Return each user's AUC and the impressions it stands for, (U,), users in rising order.
+
+    A user without both labels has no AUC: impressions 0 (and AUC 0, for sums).
+    """
+    order = np.lexsort((score, user))
+    clicks, s, users = y[order], score[order], user[order]
     opens = _run_starts(users)  # (U,) where each user's rows begin
     twice = _twice_mean_rank(np.union1d(opens, _run_starts(s)), len(y))
     impressions = np.diff(np.append(opens, len(y)))
@@ -226,10 +224,20 @@ def _gauc(label: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike) -> f
     # Ranks count from the start of all rows; a user's own count from the user's first row.
     ranks = np.bincount(code, weights=twice[clicks], minlength=len(opens)) - 2.0 * positives * opens
     both = (positives > 0) & (positives < impressions)
-    if not both.any():
-        return None
-    values = _from_ranks(ranks[both], positives[both], (impressions - positives)[both])
-    return float(np.average(values, weights=impressions[both]))
+    value = np.zeros(len(opens))
+    value[both] = _from_ranks(ranks[both], positives[both], (impressions - positives)[both])
+    return value, np.where(both, impressions, 0)
+
+
+def _gauc(label: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike) -> float | None:
+    y, s = _checked(label, score, both_classes=True)
+    users = np.asarray(group)
+    if users.shape != y.shape:
+        raise DataError(
+            f"groups have shape {users.shape}, rows {y.shape}", where="group", remedy="give one user a row"
+        )
+    values, impressions = user_auc(y, s, users)
+    return float(np.average(values, weights=impressions)) if impressions.any() else None
 
 
 def _from_ranks(twice: npt.ArrayLike, positives: npt.ArrayLike, negatives: npt.ArrayLike) -> Floats:
