@@ -209,7 +209,7 @@ def evaluate(label: npt.ArrayLike, p: npt.ArrayLike, group: npt.ArrayLike | None
     return metrics if per_user is None else {**metrics, "gauc": per_user}
 
 
-def user_auc(y: npt.NDArray[np.bool_], score: Floats, user: np.ndarray) -> tuple[Floats, npt.NDArray[np.int64]]:
+def user_auc(y: npt.NDArray[np.bool_], score: Floats, user: np.ndarray) -> tuple[Floats, Floats]:
     """Return each user's AUC and the impressions it stands for, (U,), users in rising order.
 
     A user without both labels has no AUC: impressions 0 (and AUC 0, for sums).
@@ -226,7 +226,7 @@ def user_auc(y: npt.NDArray[np.bool_], score: Floats, user: np.ndarray) -> tuple
     both = (positives > 0) & (positives < impressions)
     value = np.zeros(len(opens))
     value[both] = _from_ranks(ranks[both], positives[both], (impressions - positives)[both])
-    return value, np.where(both, impressions, 0)
+    return value, np.where(both, impressions, 0).astype(np.float64)
 
 
 def _gauc(label: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike) -> float | None:

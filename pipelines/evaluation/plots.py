@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def reliability_plots(arms: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]], *
     above.set(xlim=(0, limit), ylim=(0, limit), ylabel="observed", xlabel="predicted")
     above.xaxis.label.set_visible(False)
     below.set(xlabel="predicted", ylabel="rows", yticks=[])
-    _tidy(above, below, legend=len(arms) > 1)
+    tidy(above, below, legend=len(arms) > 1)
     return figure
 
 
@@ -95,7 +96,7 @@ def learning_curves(arms: Mapping[str, History]) -> Figure:
         _line(right, history, "valid_auc", label=f"{prefix}validation", color=colour)
     left.set(xlabel="epoch", ylabel="logloss")
     right.set(xlabel="epoch", ylabel="AUC")
-    _tidy(left, right, legend=True)
+    tidy(left, right, legend=True)
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
@@ -134,10 +135,15 @@ def telemetry_plot(history: History) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
     panels[1].set_ylim(-0.03, 1.03)
     panels[2].set_ylim(-0.03, 1.03)
-    _tidy(*panels)
+    tidy(*panels)
     if paths:
         figure.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8
+            *panels[0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=3,
+            frameon=False,
+            fontsize=8,
+            labelcolor=INK,
         )
     return figure
 
@@ -150,7 +156,7 @@ def svg(figure: Figure) -> str:
     # A fixed salt makes the same plot the same bytes.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sluice"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     return text[text.index("<svg") :]
 
 
@@ -170,7 +176,7 @@ def _line(axes: Axes, history: History, key: str, **style: Any) -> None:
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, **style)
 
 
-def _tidy(*panels: Axes, legend: bool = False) -> None:
+def tidy(*panels: Axes, legend: bool = False) -> None:
     for axes in panels:
         axes.set_facecolor("none")
         axes.grid(True, color=FAINT, linewidth=0.6)
