@@ -68,7 +68,7 @@ def gauc(label: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike) -> fl
     Source: arXiv 1706.06978.
     """
     value = _gauc(label, score, group)
-    if value is None:
+    if np.isnan(value):
         raise DataError(
             "no user has both clicks and non-clicks, so GAUC is undefined",
             where="group",
@@ -185,12 +185,12 @@ def relaimpr(model: float, base: float) -> float:
 
 
 def evaluate(label: npt.ArrayLike, p: npt.ArrayLike, group: npt.ArrayLike | None = None) -> dict[str, float]:
-    """Return ``auc``, ``logloss``, ``ne`` and ``ece`` of a set of predictions, and ``gauc`` where it is defined.
+    """Return ``auc``, ``logloss``, ``ne`` and ``ece`` of a set of predictions, and ``gauc`` if users are given.
 
     Args:
         label: 0 or 1, (N,).
         p: probabilities, (N,).
-        group: the user of each row, (N,). ``gauc`` is left out without it, or when no user has both labels.
+        group: the user of each row, (N,). ``gauc`` is left out without it, and NaN when no user has both labels.
 
     Raises:
         DataError: as the single metrics.
@@ -205,8 +205,9 @@ def evaluate(label: npt.ArrayLike, p: npt.ArrayLike, group: npt.ArrayLike | None
         "ne": normalized_entropy(label, p),
         "ece": ece(label, p),
     }
-    per_user = None if group is None else _gauc(label, p, group)
-    return metrics if per_user is None else {**metrics, "gauc": per_user}
+    if group is not None:
+        metrics["gauc"] = _gauc(label, p, group)
+    return metrics
 
 
 def user_auc(y: npt.NDArray[np.bool_], score: Floats, user: np.ndarray) -> tuple[Floats, Floats]:
@@ -229,7 +230,7 @@ def user_auc(y: npt.NDArray[np.bool_], score: Floats, user: np.ndarray) -> tuple
     return value, np.where(both, impressions, 0).astype(np.float64)
 
 
-def _gauc(label: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike) -> float | None:
+def _gauc(label: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike) -> float:
     y, s = _checked(label, score, both_classes=True)
     users = np.asarray(group)
     if users.shape != y.shape:
@@ -237,7 +238,7 @@ def _gauc(label: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike) -> f
             f"groups have shape {users.shape}, rows {y.shape}", where="group", remedy="give one user a row"
         )
     values, impressions = user_auc(y, s, users)
-    return float(np.average(values, weights=impressions)) if impressions.any() else None
+    return float(np.average(values, weights=impressions)) if impressions.any() else float("nan")
 
 
 def _from_ranks(twice: npt.ArrayLike, positives: npt.ArrayLike, negatives: npt.ArrayLike) -> Floats:

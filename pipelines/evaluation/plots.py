@@ -21,8 +21,8 @@ COLOURS = ("#3b7dd8", "#d9730d", "#2a9d6f", "#b5479d", "#8a6d3b", "#5b5bd6", "#c
 """Lines: apart in lightness as well as in hue, legible on white and on black."""
 
 History = Sequence[Mapping[str, Any]]
-"""One mapping an evaluation: ``epoch``, ``train_loss``, ``valid_auc``, ``valid_logloss``, and under ``gates``
-the telemetry of each gate, ``{path: {mean, std, saturation, entropy}}``. Keys may be missing."""
+"""One mapping an epoch: ``train_loss``, ``valid_auc``, ``valid_logloss``, and what each gate tells as
+``gate/<path>/<figure>``, the figures being ``mean``, ``std``, ``saturation``, ``entropy``. Keys may be missing."""
 
 
 def reliability_plot(label: npt.ArrayLike, p: npt.ArrayLike, *, bins: int = 20) -> Figure:
@@ -76,10 +76,10 @@ def learning_curve(history: History) -> Figure:
     """Draw loss and AUC by epoch.
 
     Args:
-        history: one mapping an evaluation, see :data:`History`.
+        history: one mapping an epoch, see :data:`History`.
 
     Example:
-        >>> len(learning_curve([{"epoch": 1, "train_loss": 0.5, "valid_auc": 0.7}]).axes)
+        >>> len(learning_curve([{"train_loss": 0.5, "valid_auc": 0.7}]).axes)
         2
     """
     return learning_curves({"": history})
@@ -106,19 +106,19 @@ def telemetry_plot(history: History) -> Figure:
     """Draw each gate's mean with a band of one standard deviation, and its saturation and entropy, by epoch.
 
     Args:
-        history: one mapping an evaluation, see :data:`History`.
+        history: one mapping an epoch, see :data:`History`.
 
     Returns:
         A figure without lines when no gate was telling.
 
     Example:
-        >>> gates = {"gate": {"mean": 1.0, "std": 0.1, "saturation": 0.0, "entropy": 0.9}}
-        >>> telemetry_plot([{"epoch": 1, "gates": gates}]).axes[0].get_ylabel()
+        >>> told = {"gate/cross/mean": 0.5, "gate/cross/std": 0.1, "gate/cross/entropy": 0.9}
+        >>> telemetry_plot([told]).axes[0].get_ylabel()
         'mean'
     """
     figure = _figure(7.6, 3.0)
     panels = figure.subplots(1, 3)
-    told = [(h.get("epoch", i + 1), h["gates"]) for i, h in enumerate(history) if h.get("gates")]
+    told = [(epoch, gates) for epoch, record in enumerate(history, start=1) if (gates := gates_of(record))]
     paths = dict.fromkeys(path for _, gates in told for path in gates)
     for colour, path in zip(_colours(), paths, strict=False):
         mine = [(epoch, gates[path]) for epoch, gates in told if path in gates]
@@ -148,6 +148,21 @@ def telemetry_plot(history: History) -> Figure:
     return figure
 
 
+def gates_of(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the figures of each gate by its path, from one record of a history.
+
+    Example:
+        >>> gates_of({"train_loss": 0.5, "gate/cross/mean": 0.4, "gate/cross/std": 0.1})
+        {'cross': {'mean': 0.4, 'std': 0.1}}
+    """
+    gates: dict[str, dict[str, float]] = {}
+    for key, value in record.items():
+        if key.startswith("gate/"):
+            path, _, figure = key.removeprefix("gate/").rpartition("/")
+            gates.setdefault(path, {})[figure] = value
+    return gates
+
+
 def svg(figure: Figure) -> str:
     """Return the figure as an SVG element, text kept as text, without the XML prologue."""
     import matplotlib as mpl
@@ -171,7 +186,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _line(axes: Axes, history: History, key: str, **style: Any) -> None:
-    points = [(h.get("epoch", i + 1), h[key]) for i, h in enumerate(history) if h.get(key) is not None]
+    points = [(epoch, record[key]) for epoch, record in enumerate(history, start=1) if key in record]
     if points:
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, **style)
 

@@ -99,7 +99,7 @@ def render_report(
     Example:
         >>> arms = [ReportArm("finalmlp, gate none", {"auc": 0.71, "logloss": 0.41}, rows_per_second=21000),
         ...         ReportArm("finalmlp, gate sigmoid2", {"auc": 0.72, "logloss": 0.40},
-        ...                   history=[{"epoch": 1, "train_loss": 0.5, "valid_auc": 0.7}],
+        ...                   history=[{"train_loss": 0.5, "valid_auc": 0.7}],
         ...                   predictions=([0, 1, 0, 1], [0.2, 0.8, 0.1, 0.6]), gates={"feature": "sigmoid2"})]
         >>> page = render_report("Demo", arms, truth_metrics={"auc": 0.74, "logloss": 0.39})
         >>> page.startswith("<!doctype html>"), "best possible" in page
@@ -117,7 +117,7 @@ def render_report(
     for metric in shown:
         known = [v for arm in arms if (v := arm.metric(metric)) is not None]
         best[metric] = max(known) if METRICS.get(metric, False) else min(known)
-    told = [arm for arm in arms if any(h.get("gates") for h in arm.history)]
+    told = [arm for arm in arms if any(plots.gates_of(record) for record in arm.history)]
     return template.render(
         title=title,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
