@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipelines.datasets import avazu as avazu
+from pipelines.datasets import click_world as click_world
 from pipelines.datasets import criteo as criteo
 from pipelines.datasets import csv as csv
 from pipelines.datasets import frappe as frappe

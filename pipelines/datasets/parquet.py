@@ -22,7 +22,7 @@ class Parquet(Dataset):
         >>> import polars as pl, tempfile
         >>> path = Path(tempfile.mkdtemp()) / "clicks.parquet"
         >>> pl.DataFrame({"click": [0, 1], "item": ["a", "b"]}).write_parquet(path)
-        >>> Parquet(DatasetOptions()).open(path).parts["all"].frame.collect().shape
+        >>> Parquet(Parquet.Options()).open(path).parts["all"].frame.collect().shape
         (2, 2)
     """
 
