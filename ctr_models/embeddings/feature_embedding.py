@@ -48,10 +48,11 @@ class Embedded:
 class FeatureEmbedding(nn.Module):
     """Embeds every field of a batch: ids by table, numbers as the number times a learned vector.
 
-    Tables that no sequence uses live in ``bags``, one EmbeddingBagCollection that pools by the mean (a
-    categorical field has one id, so its mean is its vector). Tables that a sequence uses live in
-    ``lookups``, an EmbeddingCollection for each dimension, with all the fields that share them. Both are called
-    with one KeyedJaggedTensor whose keys are exactly theirs, as TorchRec's sharded collections require.
+    Fields of several values and sequences are pooled by the mean, and are zero when empty. Tables that no
+    sequence uses live in ``bags``, an EmbeddingBagCollection. It sums, and the mean is taken here: under mixed
+    sharding schemes TorchRec divides by the length twice. Tables that a sequence uses live in ``lookups``, an
+    EmbeddingCollection for each dimension, with all the fields that share them. Both are called with a
+    KeyedJaggedTensor whose keys are exactly theirs, as the sharded collections require.
 
     Args:
         schema: what the batch holds.
@@ -95,7 +96,7 @@ class FeatureEmbedding(nn.Module):
                         num_embeddings=users[0].rows,
                         embedding_dim=users[0].dim,
                         feature_names=[f.name for f in users],
-                        pooling=PoolingType.MEAN,
+                        pooling=PoolingType.SUM,
                         init_fn=init,
                     )
                     for table, users in _by_table(pooled).items()
@@ -139,6 +140,9 @@ class FeatureEmbedding(nn.Module):
             self.register_buffer("_repeats", repeats, persistent=False)
 
         self._bag_names = [f.name for users in _by_table(pooled).values() for f in users]
+        self._cuts = _cuts(
+            [f for users in _by_table(pooled).values() for f in users], [f.name for f in schema.sparse]
+        )
         self._single = [(f.name, str(f.dim), f.kind) for f in single]
         self._sequences = [(f.name, str(f.dim)) for f in kept.sequences]
         dims = {f.name: f.dim for f in kept.fields}
@@ -194,7 +198,10 @@ class FeatureEmbedding(nn.Module):
         if self.dense_vectors is not None:
             parts.append(self._dense(batch.dense))
         if pooled is not None:
-            parts.append(self._pooled(pooled))
+            values = self._in_order(pooled)
+            for start, stop, key in self._cuts:
+                part = values if len(self._cuts) == 1 else values[:, start:stop]
+                parts.append(part if key is None else part / _lengths(batch.sparse, key))
         for name, dim, kind in self._single:
             vectors = looked_up[dim][name]
             parts.append(vectors.values() if kind == "categorical" else mean_pool(vectors))
@@ -211,7 +218,7 @@ class FeatureEmbedding(nn.Module):
         vectors = self.dense_vectors.view(-1, self._dense_dims[0])  # type: ignore[union-attr]
         return (dense.unsqueeze(2) * vectors).flatten(1)  # (B, N, 1) * (N, d)
 
-    def _pooled(self, pooled: KeyedTensor) -> Tensor:
+    def _in_order(self, pooled: KeyedTensor) -> Tensor:
         # Sharded by more than one scheme, a collection returns its fields scheme by scheme.
         if list(pooled.keys()) == self._bag_names:
             return pooled.values()
@@ -230,6 +237,27 @@ def mean_pool(vectors: JaggedTensor) -> Tensor:
     values, offsets = vectors.values(), vectors.offsets()
     rows = torch.arange(values.shape[0], dtype=offsets.dtype, device=values.device)
     return F.embedding_bag(rows, values, offsets, mode="mean", include_last_offset=True)
+
+
+def _cuts(fields: list[IdField], keys: list[str]) -> list[tuple[int, int, int | None]]:
+    """Return runs of columns: of categorical fields side by side, or of one multi field with its key's index."""
+    cuts: list[tuple[int, int, int | None]] = []
+    start = 0
+    for f in fields:
+        stop = start + f.dim
+        if f.kind == "multi":
+            cuts.append((start, stop, keys.index(f.name)))
+        elif cuts and cuts[-1][2] is None:
+            cuts[-1] = (cuts[-1][0], stop, None)
+        else:
+            cuts.append((start, stop, None))
+        start = stop
+    return cuts
+
+
+def _lengths(ids: KeyedJaggedTensor, key: int) -> Tensor:
+    """Return how many ids each row has under a key, at least 1, (B, 1)."""
+    return ids.lengths().view(-1, ids.stride())[key].clamp(min=1).unsqueeze(1)
 
 
 def _by_table(fields: Collection[IdField]) -> dict[str, list[IdField]]:
