@@ -60,20 +60,31 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: naming the file, the key, and the nearest valid one.
     """
-    tree: Any = {}
-    source = str(path) if path else "command line"
-    if path is not None:
-        try:
-            tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
-        except FileNotFoundError:
-            raise ConfigError("no such file", where=source, remedy="sluice init writes one") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", where=source) from None
-        if not isinstance(tree, dict):
-            raise ConfigError(f"expected keys, found {type(tree).__name__}", where=source)
+    tree = {} if path is None else read_yaml(path, remedy="sluice init writes one")
     for override in overrides:
-        _apply(tree, override)
-    return parse_config(tree, source)
+        apply_override(tree, override)
+    return parse_config(tree, str(path) if path else "command line")
+
+
+def read_yaml(path: Path, *, remedy: str = "") -> dict[str, Any]:
+    """Read a file of keys: 1e-3 is a number, a repeated key an error.
+
+    Args:
+        path: the file.
+        remedy: for the message, if there is no such file.
+
+    Raises:
+        ConfigError: no file, no YAML, or no mapping.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    except FileNotFoundError:
+        raise ConfigError("no such file", where=str(path), remedy=remedy) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"expected keys, found {type(tree).__name__}", where=str(path))
+    return tree
 
 
 def parse_config(tree: dict[str, Any], source: str = "config") -> RunConfig:
@@ -92,7 +103,15 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(json.loads(config.model_dump_json(exclude_none=True)), sort_keys=False)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set ``key.sub=value`` in a tree of keys; the value is YAML.
+
+    Example:
+        >>> tree = {"model": {"name": "gdcn"}}
+        >>> apply_override(tree, "model.gates.cross=none")
+        >>> tree
+        {'model': {'name': 'gdcn', 'gates': {'cross': 'none'}}}
+    """
     key, sign, text = override.partition("=")
     if not sign or not key:
         raise ConfigError("an override is written key.sub=value", where=f"override {override!r}")
