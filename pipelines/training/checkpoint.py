@@ -63,7 +63,9 @@ def verify(directory: Path) -> dict[str, Any]:
     found.pop(MANIFEST, None)
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name):
-            state = "is missing" if name not in found else "is unexpected" if name not in expected else "has changed"
+            state = (
+                "is missing" if name not in found else "is unexpected" if name not in expected else "has changed"
+            )
             raise ArtifactError(f"file {name!r} {state}", where=str(directory), remedy=remedy)
     return json.loads((directory / "content.json").read_text())
 
@@ -118,7 +120,9 @@ class Checkpoints:
         if self._me.first:
             for old in self._steps()[: -self._keep]:
                 shutil.rmtree(old, ignore_errors=True)
-            kept = {json.loads((s / "content.json").read_text()).get("best") for s in self._steps() if _has_content(s)}
+            kept = {
+                json.loads((s / "content.json").read_text()).get("best") for s in self._steps() if _has_content(s)
+            }
             for best in self._directory.glob("best-*"):
                 if best.name not in kept:
                     shutil.rmtree(best, ignore_errors=True)

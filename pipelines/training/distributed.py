@@ -154,7 +154,9 @@ def check_sharding(model: nn.Module, config: TrainConfig, me: Ranks) -> None:
     for module in modules:
         for table in _configs(module):
             kind = sharding.tables.get(table.name, default)
-            where = f"train.sharding.tables.{table.name}" if table.name in sharding.tables else "train.sharding.kind"
+            where = (
+                f"train.sharding.tables.{table.name}" if table.name in sharding.tables else "train.sharding.kind"
+            )
             if kind == "data_parallel" and isinstance(module, EmbeddingCollection):
                 raise ConfigError(
                     f"table {table.name!r} belongs to a sequence and can't be data_parallel",
@@ -183,7 +185,9 @@ def _default(sharding: ShardingConfig, device: torch.device) -> str:
 
 
 def _configs(module: Any) -> list[Any]:
-    return module.embedding_bag_configs() if hasattr(module, "embedding_bag_configs") else module.embedding_configs()
+    return (
+        module.embedding_bag_configs() if hasattr(module, "embedding_bag_configs") else module.embedding_configs()
+    )
 
 
 class _Rules:
@@ -240,9 +244,7 @@ def _planned(model: nn.Module, sharding: ShardingConfig, me: Ranks) -> Any:
             compute_device="cuda",
             hbm_cap=int(sharding.hbm_gb * 1024**3),
         ),
-        constraints={
-            name: ParameterConstraints(sharding_types=[kind]) for name, kind in sharding.tables.items()
-        },
+        constraints={name: ParameterConstraints(sharding_types=[kind]) for name, kind in sharding.tables.items()},
     )
     from torchrec.distributed.model_parallel import get_default_sharders
 

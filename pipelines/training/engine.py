@@ -184,7 +184,7 @@ class Engine:
                 group["lr"] = self._fused_lr * scale
             self._table_optimizer.step()  # hands the rate on to the operators
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """Return logits in evaluation mode, (B,) float32."""
         self.module.eval()

@@ -202,7 +202,9 @@ class _OneFeature:
         self.feature_names = feature_names
 
 
-def fuse(model: nn.Module, optimizer: str, lr: float, eps: float, device: torch.device) -> list[tuple[str, FusedTables]]:
+def fuse(
+    model: nn.Module, optimizer: str, lr: float, eps: float, device: torch.device
+) -> list[tuple[str, FusedTables]]:
     """Replace every TorchRec collection of the model, in place.
 
     Returns:

@@ -1,10 +1,25 @@
-"""How a model is trained, as a list of phases."""
+"""How a model is trained, as a list of phases that can be resumed one by one."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ctr_models.errors import ArtifactError, explain
+from ctr_models.model import ModelSpec
+from ctr_models.registry import Registry
+from ctr_models.schema import Schema
+from pipelines.features.files import atomic_write
+
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
+    from pipelines.features.prepare import EncodedData
+    from pipelines.training.distributed import Ranks
 
 
 class RecipeConfig(BaseModel):
@@ -13,3 +28,151 @@ class RecipeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = "fit"
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """What passes from phase to phase.
+
+    Args:
+        config: of the run.
+        data: encoded features.
+        run_dir: where phases keep what they make; each has its own folder there.
+        me: this process.
+        model: the model to train next; a phase that decides on another changes it.
+        schema: its inputs; likewise.
+        resume: take up a phase that was broken off.
+        progress: show a progress bar.
+        on_epoch: called on rank 0 with each epoch's record.
+        outputs: what each finished phase left, by its name: plain values.
+    """
+
+    config: RunConfig
+    data: EncodedData
+    run_dir: Path
+    me: Ranks
+    model: ModelSpec
+    schema: Schema
+    resume: bool = False
+    progress: bool = True
+    on_epoch: Callable[[dict[str, Any]], None] = lambda record: None
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class Phase:
+    """One step of a recipe. A subclass sets ``name`` and writes :meth:`run`."""
+
+    name: ClassVar[str] = ""
+
+    def run(self, context: Context) -> Context:
+        """Do the work, put plain values into ``context.outputs[self.name]``, return the context.
+
+        A phase keeps its files in ``context.run_dir / self.name`` and, when ``context.resume`` is set, goes on
+        from what it finds there.
+        """
+        raise NotImplementedError
+
+
+class RecipeOptions(BaseModel):
+    """Options of a recipe; a recipe's own derive from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recipe:
+    """Lists phases. The last phase that trains leaves ``weights`` in its outputs.
+
+    Args:
+        options: checked against the recipe's ``Options``.
+    """
+
+    name: ClassVar[str] = ""
+    Options: ClassVar[type[RecipeOptions]] = RecipeOptions
+
+    def __init__(self, options: RecipeOptions) -> None:
+        self.options = options
+
+    def phases(self) -> Sequence[Phase]:
+        """Return the phases, in order."""
+        raise NotImplementedError
+
+
+RECIPES: Registry[type[Recipe]] = Registry("recipe", group="sluice.recipes")
+register_recipe = RECIPES.register
+
+
+def make_recipe(config: RecipeConfig) -> Recipe:
+    """Make a recipe by name.
+
+    Raises:
+        ConfigError: unknown name or option.
+
+    Example:
+        >>> [phase.name for phase in make_recipe(RecipeConfig()).phases()]
+        ['fit']
+    """
+    cls = RECIPES[config.name]
+    try:
+        return cls(cls.Options(**config.options))
+    except ValidationError as error:
+        raise explain(error, cls.Options, "recipe.options") from None
+
+
+def run_recipe(recipe: Recipe, context: Context) -> Context:
+    """Run the phases that are not done yet.
+
+    A finished phase leaves ``phases/<number>-<name>.json`` in the run's folder: its outputs, and the model and
+    inputs as it left them. On resume it is skipped.
+    """
+    for number, phase in enumerate(recipe.phases()):
+        marker = context.run_dir / "phases" / f"{number}-{phase.name}.json"
+        # Rank 0 decides: a marker may appear between two ranks' looks.
+        left = context.me.share(_read(marker) if context.resume and context.me.first else None)
+        if left is not None:
+            context.outputs[phase.name] = left["outputs"]
+            context.model = ModelSpec.parse(left["model"])
+            context.schema = Schema.model_validate(left["schema"])
+            continue
+        context = phase.run(context)
+        if context.me.first:
+            content = {
+                "outputs": context.outputs.get(phase.name, {}),
+                "model": context.model.to_dict(),
+                "schema": context.schema.model_dump(mode="json"),
+            }
+            atomic_write(marker, json.dumps(content, indent=1))
+        context.me.wait()
+    return context
+
+
+def _read(marker: Path) -> dict[str, Any] | None:
+    if not marker.exists():
+        return None
+    try:
+        return json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ArtifactError(
+            "the phase's marker is damaged", where=str(marker), remedy="delete it to run the phase again"
+        ) from None
+
+
+class Fit(Phase):
+    """Trains the context's model; outputs ``weights`` (a checkpoint), ``history``, ``best_epoch`` and speed."""
+
+    name = "fit"
+
+    def run(self, context: Context) -> Context:
+        """Train until the epochs are over or stopping says so."""
+        from pipelines.training.fit import fit
+
+        context.outputs[self.name] = fit(context, context.run_dir / self.name)
+        return context
+
+
+@register_recipe("fit")
+class FitRecipe(Recipe):
+    """One phase: train."""
+
+    def phases(self) -> Sequence[Phase]:
+        """Return the one phase."""
+        return [Fit()]

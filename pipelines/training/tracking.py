@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
 from pydantic import BaseModel, ConfigDict
+
+from ctr_models.errors import ConfigError
+from pipelines.features.files import atomic_write
+
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
+    from pipelines.features.prepare import EncodedData
+    from pipelines.training.distributed import Ranks
+    from pipelines.training.predict import Predictions
+
+RUN_ID = "mlflow_run_id"
+TIMEOUT_SECONDS = 5.0
 
 
 class TrackingConfig(BaseModel):
@@ -15,3 +38,260 @@ class TrackingConfig(BaseModel):
     experiment: str | None = None
     """None: the run's name."""
     system_metrics: bool = True
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """Return the URI of the tracking store.
+
+    Example:
+        >>> from pipelines.config import parse_config
+        >>> tracking_uri(parse_config({"tracking": {"uri": "http://mlflow:5000"}}))
+        'http://mlflow:5000'
+    """
+    return config.tracking.uri or f"sqlite:///{(config.workdir / 'mlflow.db').absolute()}"
+
+
+class Tracker:
+    """Records nothing; what a run without tracking, or a rank other than the first, gets."""
+
+    run_id: str | None = None
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Record an epoch's metrics."""
+
+    def finish(self, trained: dict[str, Any], metrics: dict[str, float], test: Predictions) -> None:
+        """Record the result and its plots."""
+
+    def close(self, status: str) -> None:
+        """End the record."""
+
+
+@contextmanager
+def open_tracker(
+    config: RunConfig, data: EncodedData, run_dir: Path, me: Ranks, resume: bool = False
+) -> Iterator[Tracker]:
+    """Record a run for as long as the block lasts; an exception marks it as failed.
+
+    Raises:
+        ConfigError: the tracking server does not answer.
+    """
+    if not (config.tracking.enabled and me.first):
+        yield Tracker()
+        return
+    uri = tracking_uri(config)
+    check_reachable(uri)
+    tracker = MlflowTracker(config, data, run_dir, uri, resume)
+    try:
+        yield tracker
+    except BaseException as error:
+        tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracker.close("FINISHED")
+
+
+def check_reachable(uri: str) -> None:
+    """Ask a tracking server for its health, so that a wrong address shows before hours of training.
+
+    Raises:
+        ConfigError: it does not answer within five seconds.
+    """
+    if urlparse(uri).scheme not in ("http", "https"):
+        return
+    import httpx
+
+    try:
+        httpx.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT_SECONDS).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ConfigError(
+            f"the tracking server {uri} does not answer ({error})",
+            where="tracking.uri",
+            remedy="start it, correct the address, or set tracking.enabled=false",
+        ) from None
+
+
+class MlflowTracker(Tracker):
+    """Records a run in MLflow from a thread of its own: its first use takes seconds that training need not wait.
+
+    Args:
+        config: of the run.
+        data: encoded features.
+        run_dir: keeps the run's id, for resuming.
+        uri: of the tracking store.
+        resume: go on with the run whose id stands in ``run_dir``.
+    """
+
+    def __init__(self, config: RunConfig, data: EncodedData, run_dir: Path, uri: str, resume: bool) -> None:
+        self._config, self._data, self._run_dir, self._uri = config, data, run_dir, uri
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sluice-mlflow")
+        self._pending: list[Future] = []
+        self._client: Any = None
+        self._monitor: Any = None
+        self._seen: set[tuple[str, int]] = set()
+        self._do(lambda: self._start(resume))
+
+    def _do(self, work: Callable[[], None]) -> None:
+        for done in [f for f in self._pending if f.done()]:
+            self._pending.remove(done)
+            done.result()
+        self._pending.append(self._thread.submit(work))
+
+    def _start(self, resume: bool) -> None:
+        quiet()
+        from mlflow.tracking import MlflowClient
+
+        self._client = MlflowClient(self._uri)
+        marker = self._run_dir / RUN_ID
+        if resume and marker.exists():
+            self.run_id = marker.read_text().strip()
+            self._client.update_run(self.run_id, status="RUNNING")
+        else:
+            run = self._client.create_run(
+                experiment_id(self._client, self._config), run_name=self._run_dir.name, tags=self._tags()
+            )
+            self.run_id = run.info.run_id
+            atomic_write(marker, str(self.run_id))
+            self._params()
+        if self._config.tracking.system_metrics:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=resume, tracking_uri=self._uri)
+            self._monitor.start()
+
+    def _tags(self) -> dict[str, str]:
+        gates = self._config.model.all_gates
+        tags = {
+            "model": self._config.model.name,
+            "features": self._data.state.hash,
+            "seed": str(self._config.seed),
+            "run_dir": str(self._run_dir),
+            "gate_hash": gate_hash(self._config),
+            **{f"gate.{slot}": f"{gate.name}:{gate.hash}" for slot, gate in sorted(gates.items())},
+        }
+        commit = _commit()
+        return {**tags, "mlflow.source.git.commit": commit} if commit else tags
+
+    def _params(self) -> None:
+        from mlflow.entities import Param
+
+        flat = flatten(self._config.model_dump(mode="json", exclude={"workdir", "features"}))
+        params = [Param(k, str(v)[:6000]) for k, v in flat.items()]
+        for start in range(0, len(params), 100):
+            self._client.log_batch(self.run_id, params=params[start : start + 100])
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Record an epoch's metrics and what its gates do."""
+        values = {k: v for k, v in record.items() if k not in ("epoch", "best")}
+        self._do(lambda: self._metrics(values, record["epoch"]))
+
+    def _metrics(self, values: dict[str, float], step: int) -> None:
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+
+    def finish(self, trained: dict[str, Any], metrics: dict[str, float], test: Predictions) -> None:
+        """Record the final metrics, the configuration and the plots."""
+
+        def work() -> None:
+            from pipelines.evaluation.plots import learning_curve, reliability_plot, telemetry_plot
+
+            final = {**metrics, "best_epoch": trained["best_epoch"], "rows_per_second": trained["rows_per_second"]}
+            self._metrics(final, trained["best_epoch"])
+            self._client.log_artifact(self.run_id, str(self._run_dir / "config.yaml"))
+            figures = {
+                "learning_curve": learning_curve(trained["history"]),
+                "calibration": reliability_plot(test.label, test.probability),
+            }
+            if any(key.startswith("gate/") for key in trained["history"][-1]):
+                figures["gates"] = telemetry_plot(trained["history"])
+            for name, figure in figures.items():
+                file = self._run_dir / "plots" / f"{name}.png"
+                file.parent.mkdir(exist_ok=True)
+                figure.savefig(file, dpi=120)
+                self._client.log_artifact(self.run_id, str(file), "plots")
+
+        self._do(work)
+        self._wait()
+
+    def _wait(self) -> None:
+        while self._pending:
+            self._pending.pop(0).result()
+
+    def close(self, status: str) -> None:
+        """End the run in MLflow. After a failure, trouble with the record does not hide the failure."""
+
+        def work() -> None:
+            if self._monitor is not None:
+                self._monitor.finish()
+            if self.run_id is not None:
+                self._client.set_terminated(self.run_id, status)
+
+        try:
+            self._pending.append(self._thread.submit(work))
+            self._wait()
+        except Exception as error:
+            if status == "FINISHED":
+                raise
+            warnings.warn(f"the run could not be closed in MLflow: {error}", stacklevel=2)
+        finally:
+            self._thread.shutdown()
+
+
+def experiment_id(client: Any, config: RunConfig) -> str:
+    """Return the id of the run's experiment, made when it is new."""
+    name = config.tracking.experiment or config.name
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    local = config.tracking.uri is None
+    place = (config.workdir / "mlartifacts").absolute().as_uri() if local else None
+    return client.create_experiment(name, artifact_location=place)
+
+
+def gate_hash(config: RunConfig) -> str:
+    """Return one hash over the gates in all slots.
+
+    Example:
+        >>> from pipelines.config import parse_config
+        >>> len(gate_hash(parse_config({"model": {"name": "gdcn"}})))
+        12
+    """
+    import hashlib
+
+    gates = sorted(config.model.all_gates.items())
+    return hashlib.sha256(" ".join(f"{slot}={gate.hash}" for slot, gate in gates).encode()).hexdigest()[:12]
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted path.
+
+    Example:
+        >>> flatten({"train": {"epochs": 2}, "seed": 1})
+        {'train.epochs': 2, 'seed': 1}
+    """
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return found
+
+
+def quiet() -> None:
+    """Keep MLflow's start-up notes and its database's migrations off the screen."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow  # noqa: F401
+
+    for name in ("mlflow", "alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,97 @@
+"""Probabilities for the rows of a split, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ctr_models.batch import Batch
+from ctr_models.model import CTRModel
+from ctr_models.schema import Schema
+from pipelines.features.prepare import EncodedData
+from pipelines.training.distributed import Ranks
+from pipelines.training.loader import Loader
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of a split, row by row.
+
+    Args:
+        label: 0 or 1, (N,) float32.
+        probability: of a click, (N,) float64.
+        user: stable hash of the user, (N,) int64.
+        row: number of the row in the raw data, (N,) int64.
+    """
+
+    label: np.ndarray
+    probability: np.ndarray
+    user: np.ndarray
+    row: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def predict(model: CTRModel, data: EncodedData, split: str, *, batch_size: int = 16384) -> Predictions:
+    """Score a split with an unsharded model.
+
+    Args:
+        model: is left in evaluation mode.
+        data: encoded with the model's features.
+        split: ``train``, ``valid`` or ``test``.
+        batch_size: rows a forward pass; bounds the memory, not the result.
+
+    Returns:
+        Every row once, in the order of the files.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def logits(batch: Batch) -> Tensor:
+        return model(batch)
+
+    return score(logits, data, split, model.schema, batch_size=batch_size, me=Ranks(0, 1, device))
+
+
+def score(
+    logits: Callable[[Batch], Tensor],
+    data: EncodedData,
+    split: str,
+    schema: Schema,
+    *,
+    batch_size: int,
+    me: Ranks,
+) -> Predictions:
+    """Score a split, each rank its own stretch of the rows.
+
+    Args:
+        logits: from a batch on the ranks' device; every rank calls it equally often.
+        data: the encoded features.
+        split: ``train``, ``valid`` or ``test``.
+        schema: inputs of the model.
+        batch_size: rows a forward pass over all ranks; rounded up to a multiple of the ranks.
+        me: this process.
+
+    Returns:
+        Every row once, in the order of the files, on every rank.
+    """
+    files = data.files(split)
+    size = -(-batch_size // me.world) * me.world
+    loader = Loader(
+        files, schema, batch_size=size, parts=me.world, rank=me.rank, world=me.world, window_rows=4 * size
+    )
+    found = [logits(batch.to(me.device)).cpu() for batch in loader]
+    own = torch.cat(found)[: loader.rows]  # a part one row short was filled up with its first
+    probability = me.concatenate(torch.sigmoid(own.double()).numpy())
+    columns = ["__label__", "__user__", "__row__"]
+    table = pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
+    label, user, row = (table.column(name).to_numpy() for name in columns)
+    return Predictions(label, probability, user, row)

@@ -1,0 +1,158 @@
+"""Train a model from a configuration: the recipe, the best weights, the test rows read once, the record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctr_models.errors import ArtifactError
+from ctr_models.model import CTRModel
+from pipelines.config import RunConfig, dump_config
+from pipelines.evaluation.metrics import evaluate
+from pipelines.features.files import atomic_write
+from pipelines.features.prepare import EncodedData
+from pipelines.training.checkpoint import read_tensors, verify
+from pipelines.training.distributed import Ranks, ranks
+from pipelines.training.fit import defined
+from pipelines.training.predict import Predictions, predict
+from pipelines.training.recipes import Context, make_recipe, run_recipe
+from pipelines.training.tracking import open_tracker
+
+RESULT = "result.json"
+
+
+@dataclass
+class TrainResult:
+    """What a run came to.
+
+    Args:
+        model: best weights, unsharded, on CPU, in evaluation mode.
+        metrics: ``valid_*`` and ``test_*`` of auc, logloss, gauc, ne and ece; gauc only where it is defined.
+        history: one record an epoch, the first is epoch 1.
+        run_dir: configuration, checkpoints and ``result.json``.
+        rows_per_second: training rows over the time of the training steps, loader included.
+        mlflow_run_id: None without tracking.
+        first: whether this process is rank 0, the one that releases.
+    """
+
+    model: CTRModel
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    run_dir: Path
+    rows_per_second: float
+    mlflow_run_id: str | None
+    first: bool = True
+
+
+def train(
+    config: RunConfig, data: EncodedData, *, run_dir: Path, resume: bool = False, progress: bool = True
+) -> TrainResult:
+    """Train as ``config`` says and evaluate the best epoch's weights once on the test rows.
+
+    Under torchrun every rank calls it with the same arguments; ``run_dir`` must be storage that all ranks see.
+
+    Args:
+        config: the run.
+        data: encoded features.
+        run_dir: gets the configuration, the checkpoints and the result.
+        resume: go on from the newest whole checkpoint in ``run_dir``.
+        progress: show progress on stderr.
+
+    Returns:
+        The result, equal on every rank.
+
+    Raises:
+        ConfigError: something that the configuration asks for can't be done.
+        DataError: an encoded file can't be read.
+    """
+    run_dir = Path(run_dir)
+    with ranks() as me, _threads(config.train.threads):
+        if me.first:
+            atomic_write(run_dir / "config.yaml", dump_config(config))
+        with open_tracker(config, data, run_dir, me, resume) as tracker:
+            schema = data.schema
+            context = Context(
+                config,
+                data,
+                run_dir,
+                me,
+                config.model,
+                schema,
+                resume=resume,
+                progress=progress,
+                on_epoch=tracker.epoch,
+            )
+            context = run_recipe(make_recipe(config.recipe), context)
+            trained = next(o for o in reversed(context.outputs.values()) if "weights" in o)
+            model = read_model(context, run_dir / trained["weights"])
+            return _finish(context, trained, model, tracker, me)
+
+
+def read_model(context: Context, weights: Path) -> CTRModel:
+    """Build the context's model on CPU, unsharded, and read its weights from a checkpoint of any number of ranks.
+
+    Raises:
+        ArtifactError: the checkpoint is damaged or belongs to another model.
+    """
+    verify(weights)
+    model = context.model.build(context.schema)
+    read_tensors(weights, {f"model/{name}": tensor for name, tensor in model.state_dict().items()})
+    return model.eval()
+
+
+def _finish(context: Context, trained: dict[str, Any], model: CTRModel, tracker: Any, me: Ranks) -> TrainResult:
+    best = next(r for r in trained["history"] if r["epoch"] == trained["best_epoch"])
+    metrics = {name: value for name, value in best.items() if name.startswith("valid_")}
+    if me.first:
+        test = _test(context, model)
+        found = defined(evaluate(test.label, test.probability, test.user))
+        metrics.update({f"test_{name}": value for name, value in found.items()})
+        tracker.finish(trained, metrics, test)
+        result = {
+            "metrics": metrics,
+            "best_epoch": trained["best_epoch"],
+            "rows_per_second": trained["rows_per_second"],
+            "history": trained["history"],
+            "mlflow_run_id": tracker.run_id,
+        }
+        atomic_write(context.run_dir / RESULT, json.dumps(result, indent=1))
+    metrics = me.share(metrics)
+    run_id = me.share(tracker.run_id)
+    return TrainResult(
+        model, metrics, trained["history"], context.run_dir, trained["rows_per_second"], run_id, me.first
+    )
+
+
+def _test(context: Context, model: CTRModel) -> Predictions:
+    return predict(model, context.data, "test", batch_size=context.config.train.eval_batch_size)
+
+
+def read_result(run_dir: Path) -> dict[str, Any]:
+    """Return what ``result.json`` of a finished run holds.
+
+    Raises:
+        ArtifactError: the run is not finished.
+    """
+    try:
+        return json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ArtifactError(
+            "no finished run stands here", where=str(run_dir), remedy="finish it with sluice train --resume"
+        ) from None
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
