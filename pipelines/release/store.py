@@ -84,7 +84,7 @@ def experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
                 client.restore_experiment(known.experiment_id)
             return str(known.experiment_id)
         path = _sqlite_path(tracking_uri)
-        location = (path.parent / "artifacts" / name).as_uri() if path is not None else None
+        location = (path.parent / "mlartifacts").as_uri() if path is not None else None
         return str(client.create_experiment(name, artifact_location=location))
 
 

@@ -1,0 +1,48 @@
+"""``sluice serve``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        "serve",
+        epilog="Examples:\n\n"
+        "sluice serve -m models:/clicks@champion\n\n"
+        "sluice serve -m runs/clicks/bundle --host 0.0.0.0 --port 9000\n\n"
+        "curl localhost:8000/docs",
+    )(serve)
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", help="models:/name@alias, models:/name/version, or a bundle's path."),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any. [default: 8000]")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store. [default: the one under runs]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Requests scored at once. [default: 2]")] = None,
+    max_candidates: Annotated[int | None, typer.Option(help="Most candidates a request. [default: 2000]")] = None,
+) -> None:
+    """Serve scores over HTTP: POST /v1/score, /healthz, /readyz, /metrics, /docs.
+
+    Each option can also be set in the environment, as SLUICE_MODEL, SLUICE_PORT and so on.
+    """
+    from serving.server import run
+    from serving.settings import Settings
+
+    run(
+        Settings.from_env(
+            model=model,
+            host=host,
+            port=port,
+            tracking_uri=tracking_uri,
+            workers=workers,
+            max_candidates=max_candidates,
+        )
+    )

@@ -1,0 +1,163 @@
+"""What goes over the wire: the scoring request and its checks, the answer, the errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from ctr_models.errors import RequestError, nearest
+
+Path = tuple[str | int, ...]
+SHOWN = 10
+
+
+class ScoreRequest(BaseModel):
+    """One user, one situation, many candidates, as raw values. A column that is left out is missing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    user: dict[str, Any] = Field(default_factory=dict, description="Columns of the user, histories included.")
+    context: dict[str, Any] = Field(default_factory=dict, description="Columns of the situation.")
+    candidates: list[dict[str, Any]] = Field(min_length=1, description="Columns of each candidate.")
+    request_id: str | None = Field(None, pattern=r"^[\x21-\x7e]{1,128}$", description="Comes back in the answer.")
+
+
+class ModelCard(BaseModel):
+    """The model that answered."""
+
+    name: str
+    version: int | None
+    hash: str
+    gates: dict[str, str]
+
+
+class ScoreResponse(BaseModel):
+    """A click probability for each candidate, in the order of the request."""
+
+    scores: list[float]
+    model: ModelCard
+    request_id: str
+
+
+class Problem(BaseModel):
+    """One thing that is wrong with a request."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class Problems(BaseModel):
+    """Why a request was refused."""
+
+    detail: list[Problem]
+    request_id: str
+
+
+class Refused(Exception):
+    """A request that can't be answered, with the status and the problems to report."""
+
+    def __init__(self, status: int, problems: list[Problem], *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(problems[0].msg)
+        self.status, self.problems, self.headers = status, problems, dict(headers or {})
+
+    @classmethod
+    def of(cls, status: int, path: Path, message: str, kind: str, **more: Any) -> Refused:
+        """Make one of a single problem."""
+        return cls(status, [Problem(loc=list(path), msg=message, type=kind)], **more)
+
+
+def parse_request(body: bytes, *, columns: Collection[str], max_candidates: int) -> ScoreRequest:
+    """Read a request and check what can be told without the features' values.
+
+    Args:
+        body: JSON.
+        columns: names that a user, a context or a candidate may hold.
+        max_candidates: most candidates allowed.
+
+    Raises:
+        Refused: 422 with the path of each field that is wrong.
+    """
+    try:
+        tree = from_json(body, allow_inf_nan=True)
+    except ValueError as error:
+        raise Refused.of(422, ("body",), f"not valid JSON: {error}", "json_invalid") from None
+    if not isinstance(tree, dict):
+        raise Refused.of(422, ("body",), f"expected an object, got {_kind(tree)}", "object_type")
+    try:
+        request = ScoreRequest.model_validate(tree)
+    except ValidationError as error:
+        raise Refused(422, [_problem(e) for e in error.errors()[:SHOWN]]) from None
+    if len(request.candidates) > max_candidates:
+        message = f"{len(request.candidates):,} candidates, at most {max_candidates:,} are allowed"
+        raise Refused.of(422, ("candidates",), message, "too_many_candidates")
+    problems: list[Problem] = []
+    allowed = frozenset(columns)
+    _check(("user",), request.user, allowed, problems)
+    _check(("context",), request.context, allowed, problems)
+    for i, candidate in enumerate(request.candidates):
+        _check(("candidates", i), candidate, allowed, problems)
+        if len(problems) >= SHOWN:
+            break
+    if problems:
+        raise Refused(422, problems[:SHOWN])
+    return request
+
+
+def refused_value(error: RequestError, columns: Collection[str]) -> Refused:
+    """Turn the encoder's complaint, whose place is dotted, into a problem with a path."""
+    return Refused.of(422, _path(error.where, columns), _sentence(error.problem, error.remedy), "value_error")
+
+
+def _check(path: Path, values: Mapping[str, Any], allowed: frozenset[str], problems: list[Problem]) -> None:
+    if not values.keys() <= allowed:
+        for name in values:
+            if name not in allowed:
+                message = _sentence("no such column", nearest(name, allowed))
+                problems.append(Problem(loc=[*path, name], msg=message, type="unknown_column"))
+    for name, value in values.items():
+        many = value if type(value) is list else (value,)
+        for i, one in enumerate(many):
+            if type(one) is float and not math.isfinite(one):
+                place = [*path, name, i] if type(value) is list else [*path, name]
+                message = "NaN and Infinity are no values; leave the column out, or give null, when it is missing"
+                problems.append(Problem(loc=place, msg=message, type="finite_number"))
+
+
+def _problem(error: ErrorDetails) -> Problem:
+    path, kind, message = list(error["loc"]), error["type"], error["msg"]
+    if kind == "extra_forbidden":
+        message = _sentence("no such field", nearest(str(path[-1]), ScoreRequest.model_fields))
+    elif kind == "missing":
+        message = "required field is missing"
+    elif kind == "too_short":
+        message = "no candidates; at least one is needed"
+    elif kind in ("dict_type", "list_type", "string_type"):
+        message = f"{message}, got {_kind(error['input'])}"
+    return Problem(loc=path, msg=message, type=kind)
+
+
+def _path(where: str, columns: Collection[str]) -> Path:
+    head, _, rest = where.partition(".")
+    path: list[str | int] = [head]
+    if head == "candidates":
+        index, _, rest = rest.partition(".")
+        path.append(int(index) if index.isdigit() else index)
+    column, _, element = rest.rpartition(".")
+    if rest not in columns and element.isdigit():  # a column's own name may hold dots
+        path += [column, int(element)]
+    elif rest:
+        path.append(rest)
+    return tuple(path)
+
+
+def _sentence(problem: str, remedy: str) -> str:
+    return f"{problem}; {remedy}" if remedy else problem
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null")
