@@ -110,10 +110,28 @@ def shard(model: nn.Module, schema_model: CTRModel, config: TrainConfig, me: Ran
             plans[path] = generator.plan(module)
         plan: Any = ShardingPlan(plan=plans)
     else:
-        plan = _planned(model, config.sharding, me)
+        plan = _planned(model, config, me)
     group = dist.group.WORLD
     assert group is not None
-    return DistributedModelParallel(model, env=ShardingEnv.from_process_group(group), device=me.device, plan=plan)
+    initial = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    sharded = DistributedModelParallel(
+        model, env=ShardingEnv.from_process_group(group), device=me.device, plan=plan
+    )
+    _copy_into(sharded.state_dict(), initial)  # sharding draws the tables anew, other numbers on every rank
+    return sharded
+
+
+@torch.no_grad()
+def _copy_into(state: dict[str, Any], initial: dict[str, Tensor]) -> None:
+    """Give each rank its piece of the unsharded weights."""
+    for name, tensor in state.items():
+        whole = initial[name]
+        if not hasattr(tensor, "local_shards"):
+            tensor.copy_(whole)
+            continue
+        for piece in tensor.local_shards():
+            where = zip(piece.metadata.shard_offsets, piece.metadata.shard_sizes, strict=True)
+            piece.tensor.copy_(whole[tuple(slice(start, start + size) for start, size in where)])
 
 
 def sharded_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -169,6 +187,12 @@ def check_sharding(model: nn.Module, config: TrainConfig, me: Ranks) -> None:
                     where=where,
                     remedy="use train.sharding.kind=data_parallel, or train.embedding.backend=fused",
                 )
+            if kind == "column_wise" and config.embedding.backend == "fused" and _row_wise(config):
+                raise ConfigError(
+                    "row-wise Adagrad needs whole rows; shards of columns would each keep a mean of their own",
+                    where=where,
+                    remedy="set train.embedding.optimizer=adagrad, or use row_wise or table_wise",
+                )
             if kind == "column_wise" and table.embedding_dim % (4 * me.world):
                 raise ConfigError(
                     f"table {table.name!r} of dimension {table.embedding_dim} can't be cut into {me.world} shards "
@@ -176,6 +200,10 @@ def check_sharding(model: nn.Module, config: TrainConfig, me: Ranks) -> None:
                     where=where,
                     remedy=f"use a dimension that {4 * me.world} divides, or row_wise",
                 )
+
+
+def _row_wise(config: TrainConfig) -> bool:
+    return config.embedding.optimizer in (None, "rowwise_adagrad")
 
 
 def _default(sharding: ShardingConfig, device: torch.device) -> str:
@@ -232,22 +260,28 @@ class _Rules:
         )
 
 
-def _planned(model: nn.Module, sharding: ShardingConfig, me: Ranks) -> Any:
+def _planned(model: nn.Module, config: TrainConfig, me: Ranks) -> Any:
     """TorchRec's own plan for GPUs of known memory, the exceptions held fixed."""
+    from torchrec.distributed.model_parallel import get_default_sharders
     from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
     from torchrec.distributed.planner.types import ParameterConstraints
 
+    kinds = ["row_wise", "table_wise"] if _row_wise(config) else ["row_wise", "table_wise", "column_wise"]
+    tables = [table.name for module in sharded_modules(model).values() for table in _configs(module)]
     planner = EmbeddingShardingPlanner(
         topology=Topology(
             world_size=me.world,
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", me.world)),
             compute_device="cuda",
-            hbm_cap=int(sharding.hbm_gb * 1024**3),
+            hbm_cap=int(config.sharding.hbm_gb * 1024**3),
         ),
-        constraints={name: ParameterConstraints(sharding_types=[kind]) for name, kind in sharding.tables.items()},
+        constraints={
+            name: ParameterConstraints(
+                sharding_types=[config.sharding.tables[name]] if name in config.sharding.tables else kinds
+            )
+            for name in tables
+        },
     )
-    from torchrec.distributed.model_parallel import get_default_sharders
-
     group = dist.group.WORLD
     assert group is not None
     return planner.collective_plan(model, get_default_sharders(), group)

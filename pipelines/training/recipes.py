@@ -97,7 +97,7 @@ class Recipe:
         raise NotImplementedError
 
 
-RECIPES: Registry[type[Recipe]] = Registry("recipe", group="sluice.recipes")
+RECIPES: Registry[type[Recipe]] = Registry("recipe", group="sluice.recipes", base=Recipe)
 register_recipe = RECIPES.register
 
 
@@ -115,7 +115,7 @@ def make_recipe(config: RecipeConfig) -> Recipe:
     try:
         return cls(cls.Options(**config.options))
     except ValidationError as error:
-        raise explain(error, cls.Options, "recipe.options") from None
+        raise explain(error, cls.Options, under="recipe.options") from None
 
 
 def run_recipe(recipe: Recipe, context: Context) -> Context:
