@@ -1,0 +1,333 @@
+"""The Experiment: what is compared with what, on whom, and how it is decided. Offline and online read the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ctr_models.errors import ConfigError, SluiceError, explain, nearest
+from ctr_models.gates.base import GATES
+from ctr_models.model import MODELS, ModelSpec
+from pipelines.config import RunConfig, apply_override, read_yaml
+from pipelines.experiments.statistics import METRICS, Difference
+from pipelines.training.recipes import RecipeConfig
+
+Metric = Literal["auc", "logloss", "gauc"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Arm(_Strict):
+    """A name and what it changes in the model section of the configuration.
+
+    Rows, seeds and budget are the experiment's, the same for every arm; so an arm can change nothing else.
+
+    Example:
+        >>> Arm.parse("gated=model.gates.cross=sigmoid").model
+        {'gates': {'cross': 'sigmoid'}}
+        >>> base = ModelSpec.parse({"name": "gdcn", "cross_layers": 2})
+        >>> Arm.parse("open=model.gates.cross=none").spec(base).to_dict()
+        {'name': 'gdcn', 'cross_layers': 2, 'gates': {'cross': {'name': 'none'}}}
+    """
+
+    name: Name
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the model section, laid over it; a ``name`` starts a model (or a gate) afresh."""
+    recipe: RecipeConfig | None = None
+    """How this arm is trained, if otherwise than the configuration says."""
+
+    @classmethod
+    def parse(cls, text: str) -> Arm:
+        """Read ``name=model.key=value,model.key=value``; ``name`` alone is the configuration as it stands."""
+        name, _, rest = text.partition("=")
+        tree: dict[str, Any] = {"name": name}
+        for override in _split(rest):
+            if override.partition("=")[0].split(".")[0] not in ("model", "recipe"):
+                raise ConfigError(
+                    f"{override!r} is not of the model or the recipe",
+                    where=f"arm {name!r}",
+                    remedy="write name=model.gates.cross=none; data, seeds and budget are the same for all arms",
+                )
+            apply_override(tree, override)
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise explain(error, cls, f"arm {name!r}") from None
+
+    @classmethod
+    def of_gate(cls, gate: str, base: ModelSpec) -> Arm:
+        """Return the arm that puts a gate into every slot of the model that takes it.
+
+        Raises:
+            ConfigError: unknown gate, or one that fits no slot of this model.
+        """
+        slots = [slot for slot in MODELS[base.name].default_gates if slot in GATES[gate].slots]
+        if not slots:
+            fitting = sorted(g for g in GATES if GATES[g].slots & set(MODELS[base.name].default_gates))
+            raise ConfigError(
+                f"gate {gate!r} fits no slot of model {base.name!r}",
+                where=f"arm {gate!r}",
+                remedy=f"gates that do: {fitting}",
+            )
+        return cls(name=gate, model={"gates": dict.fromkeys(slots, gate)})
+
+    def spec(self, base: ModelSpec) -> ModelSpec:
+        """Return the arm's model: ``base`` with the changes laid over it.
+
+        Raises:
+            ConfigError: naming the arm, and the key that the model does not have.
+        """
+        try:
+            return ModelSpec.parse(_laid_over(base.to_dict(), self.model))
+        except SluiceError as error:
+            where = f"arm {self.name!r}: {error.where}" if error.where else f"arm {self.name!r}"
+            raise ConfigError(error.problem, where=where, remedy=error.remedy) from None
+
+    def gates(self, base: ModelSpec) -> dict[str, str]:
+        """Return the hash of the gate in each slot: what identifies the arm in MLflow and in the event log."""
+        return {slot: gate.hash for slot, gate in sorted(self.spec(base).all_gates.items())}
+
+    def apply(self, config: RunConfig) -> RunConfig:
+        """Return the configuration that trains this arm."""
+        changed: dict[str, Any] = {"model": self.spec(config.model)}
+        if self.recipe is not None:
+            changed["recipe"] = self.recipe
+        return config.model_copy(update=changed)
+
+
+class Condition(_Strict):
+    """Rows whose ``column`` is one of ``values``, or lies in [``least``, ``most``]. Missing values are outside.
+
+    Example:
+        >>> Condition(column="age", least=18).holds({"age": 17})
+        False
+    """
+
+    column: str
+    values: tuple[str | int | float | bool, ...] | None = None
+    least: float | None = None
+    most: float | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Condition:
+        if (self.values is None) == (self.least is None and self.most is None):
+            raise ValueError("a condition needs either values, or least or most")
+        return self
+
+    def holds(self, row: Mapping[str, Any]) -> bool:
+        """Tell whether one raw row, or a request, is in the population."""
+        value = row.get(self.column)
+        if value is None:
+            return False
+        if self.values is not None:
+            return value in self.values
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+    def expression(self) -> Any:
+        """Return the same as a polars expression, false where the column is null."""
+        import polars as pl
+
+        column = pl.col(self.column)
+        if self.values is not None:
+            return column.is_in(list(self.values)).fill_null(False)
+        kept = pl.lit(True)
+        if self.least is not None:
+            kept = kept & (column >= self.least)
+        if self.most is not None:
+            kept = kept & (column <= self.most)
+        return kept.fill_null(False)
+
+
+class Allocation(_Strict):
+    """How users are dealt to arms online: the same user always to the same arm."""
+
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Shares by arm, of any sum; empty: equal."""
+    salt: str = ""
+    """Another salt deals anew. Empty: the experiment's name."""
+
+
+class Guardrail(_Strict):
+    """A metric that a challenger may not harm by more than ``bound``, even at the bad end of its interval."""
+
+    metric: Metric
+    bound: float = Field(gt=0)
+    """In the metric's unit, for example 0.001 of logloss."""
+
+
+class Decision(_Strict):
+    """When a challenger wins."""
+
+    alpha: float = Field(0.05, gt=0, lt=1)
+    """Chance of a wrong verdict on a metric, over all challengers together."""
+    minimum_effect: float = Field(0.0, ge=0)
+    """The primary metric must improve by this much to be worth a release."""
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field((2026, 2027, 2028), min_length=1)
+    """Each arm is trained with each."""
+    resamples: int = Field(1000, ge=100)
+    cluster: Literal["user", "row"] = "user"
+    """What the bootstrap resamples; rows of data that name no users are clusters of their own."""
+
+
+class Experiment(_Strict):
+    """Arms, population, allocation, metrics and the rule that decides.
+
+    Example:
+        >>> e = Experiment(name="cross-gate", control="open", arms=(
+        ...     Arm.parse("open=model.gates.cross=none"), Arm.parse("gated=model.gates.cross=sigmoid")))
+        >>> e.challengers, e.arm_of("user 7") == e.arm_of("user 7"), e == Experiment.from_tree(e.to_tree())
+        (('gated',), True, True)
+    """
+
+    name: Name
+    control: str
+    arms: tuple[Arm, ...] = Field(min_length=2)
+    population: tuple[Condition, ...] = ()
+    """All must hold; none takes every row. Offline they are read from ``features.keep``."""
+    allocation: Allocation = Allocation()
+    primary: Metric = "auc"
+    guardrails: tuple[Guardrail, ...] = ()
+    decision: Decision = Decision()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        names = [arm.name for arm in self.arms]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"arms appear twice: {', '.join(twice)}")
+        if self.control not in names:
+            raise ValueError(f"control {self.control!r} is no arm; {nearest(self.control, names)}")
+        weights = self.allocation.weights
+        if weights and set(weights) != set(names):
+            raise ValueError(f"allocation.weights name {sorted(weights)}, the arms are {sorted(names)}")
+        if weights and not sum(weights.values()) > 0:
+            raise ValueError("allocation.weights sum to zero")
+        if len(set(self.decision.seeds)) < len(self.decision.seeds):
+            raise ValueError("decision.seeds appear twice")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Experiment:
+        """Read an experiment's YAML file.
+
+        Raises:
+            ConfigError: naming the file, the key, and the nearest valid one.
+        """
+        return cls.from_tree(read_yaml(Path(path)), str(path))
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any], source: str = "experiment") -> Experiment:
+        """Check a mapping as :meth:`load` checks a file."""
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise explain(error, cls, source) from None
+
+    def to_tree(self) -> dict[str, Any]:
+        """Return the mapping that :meth:`from_tree` reads."""
+        return json.loads(self.model_dump_json(exclude_defaults=True))
+
+    def to_yaml(self) -> str:
+        """Return the YAML that :meth:`load` reads back."""
+        return yaml.safe_dump(self.to_tree(), sort_keys=False)
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits over everything, defaults included."""
+        return digest(json.loads(self.model_dump_json()))
+
+    @property
+    def challengers(self) -> tuple[str, ...]:
+        """Names of all arms but the control."""
+        return tuple(arm.name for arm in self.arms if arm.name != self.control)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The primary metric, then auc, logloss and those of the guardrails, each once."""
+        return tuple(dict.fromkeys((self.primary, "auc", "logloss", *(g.metric for g in self.guardrails))))
+
+    def arm_of(self, user: str) -> str:
+        """Return the arm that a user is dealt to: always the same, spread by the weights."""
+        weights = [self.allocation.weights.get(arm.name, 1.0) for arm in self.arms]
+        salt = self.allocation.salt or self.name
+        drawn = int.from_bytes(hashlib.sha256(f"{salt}\0{user}".encode()).digest()[:8], "big")
+        left = drawn / 2**64 * sum(weights)
+        for arm, weight in zip(self.arms, weights, strict=True):
+            left -= weight
+            if left < 0:
+                return arm.name
+        return next(a.name for a, w in zip(reversed(self.arms), reversed(weights), strict=True) if w > 0)
+
+    def decide(self, differences: Sequence[Difference]) -> tuple[str, list[str]]:
+        """Apply the rule: the winner's name, and a sentence for each challenger.
+
+        A challenger wins if it is better on the primary metric, by the minimum effect at least, and the bad end
+        of its interval stays within every guardrail. Of several, the one with the largest effect; of none, the
+        control.
+        """
+        by = {(d.challenger, d.metric): d for d in differences}
+        passed: dict[str, float] = {}
+        reasons = []
+        for name in self.challengers:
+            primary = by[name, self.primary]
+            broken = [g for g in self.guardrails if _harm(by[name, g.metric]) > g.bound]
+            if primary.verdict != "better":
+                reasons.append(f"{name}: {primary.verdict} on {self.primary}")
+            elif abs(primary.value) < self.decision.minimum_effect:
+                reasons.append(f"{name}: better on {self.primary}, but by less than the minimum effect")
+            elif broken:
+                listed = ", ".join(f"{g.metric} may worsen by {_harm(by[name, g.metric]):.3g}" for g in broken)
+                reasons.append(f"{name}: better on {self.primary}, but beyond a guardrail: {listed}")
+            else:
+                passed[name] = abs(primary.value)
+                reasons.append(f"{name}: better on {self.primary}, within all guardrails")
+        return max(passed, key=lambda n: passed[n], default=self.control), reasons
+
+
+def digest(content: Any) -> str:
+    """Return twelve hex digits over a JSON value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _harm(difference: Difference) -> float:
+    """How much the metric worsens at the bad end of the interval."""
+    return -difference.low if METRICS[difference.metric] else difference.high
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge mappings; one that has a ``name`` replaces what it covers, unless that has the same name."""
+    if "name" in above and above["name"] != below.get("name"):
+        return dict(above)
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _laid_over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas that stand outside brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "[{(":
+            depth += 1
+        elif char in "]})":
+            depth -= 1
+        elif char == "," and depth == 0:
+            parts.append("")
+            continue
+        parts[-1] += char
+    return [part.strip() for part in parts if part.strip()]
