@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,43 +58,98 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}? {listed}" if close else listed
 
 
-def explain(error: ValidationError, model: type[BaseModel], source: str) -> ConfigError:
-    """Turn pydantic's first complaint into one line that names file, key and remedy.
+def explain(error: ValidationError, model: type[BaseModel], source: str = "", *, under: str = "") -> ConfigError:
+    """Turn pydantic's complaints into one line that names file, key and remedy.
 
     Args:
         error: what pydantic raised.
         model: the model that was validated; unknown keys are compared with its fields.
         source: the file or object, as the user knows it.
+        under: the key below which the model stands, for example ``data.options``.
     """
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    where = f"{source}: {path}" if path else source
+    complaints = error.errors(include_url=False)
+    # A misspelt key also leaves the right one missing: the misspelling is what to report.
+    first = next((c for c in complaints if c["type"] == "extra_forbidden"), complaints[0])
+    shown, models = _walk(model, first["loc"])
+    context, given = first.get("ctx", {}), first["input"]
+    if first["type"].startswith("union_tag"):
+        shown.append(context["discriminator"].strip("'"))
+    problem, remedy = _plain(first["type"], context, given, first["msg"])
     if first["type"] == "extra_forbidden":
-        known = _fields_at(model, first["loc"][:-1])
-        return ConfigError("unknown key", where=where, remedy=nearest(str(first["loc"][-1]), known))
-    if first["type"] == "missing":
-        return ConfigError("required key is missing", where=where, remedy="add it")
-    shown = repr(first["input"])
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    reason = first["msg"].removeprefix("Value error, ")
-    return ConfigError(f"{reason} (got {shown})", where=where)
+        problem, remedy = "unknown key", nearest(str(first["loc"][-1]), _names(models))
+    path = ".".join((*((under,) if under else ()), *shown))
+    return ConfigError(problem, where=": ".join(part for part in (source, path) if part), remedy=remedy)
 
 
-def _fields_at(model: Any, path: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the model that stands at ``path`` below ``model``."""
-    candidates = [model]
-    for part in path:
-        below: list[Any] = []
-        for one in candidates:
-            for inner in _models_in(one):
-                if part in inner.model_fields:
-                    below.append(inner.model_fields[part].annotation)
-                elif inner.__name__ == part or isinstance(part, int) or _tag_of(inner) == part:
-                    below.append(inner)
-            if not _models_in(one):
-                below.append(one)
-        candidates = below or candidates
-    return sorted({name for one in candidates for inner in _models_in(one) for name in inner.model_fields})
+def _plain(kind: str, context: dict[str, Any], given: Any, message: str) -> tuple[str, str]:
+    """Say what pydantic means, and the remedy."""
+    got = repr(given)
+    got = got if len(got) <= 80 else got[:77] + "..."
+    if kind in ("missing", "union_tag_not_found"):
+        return "required key is missing", "add it"
+    if kind == "value_error":
+        return message.removeprefix("Value error, "), ""
+    if kind in ("literal_error", "enum", "union_tag_invalid"):
+        known = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
+        value = context.get("tag", given)
+        return f"unknown value {value!r}", nearest(str(value), known)
+    if kind in _BOUNDS:
+        return f"must be {_BOUNDS[kind]} {next(iter(context.values())):g}, got {got}", ""
+    if kind == "string_pattern_mismatch":
+        return f"must match {context['pattern']}, got {got}", ""
+    if kind == "too_short":
+        return f"must hold at least {context['min_length']}, got {got}", ""
+    for prefix, expected in _EXPECTED.items():
+        if kind.startswith(prefix):
+            return f"expected {expected}, got {got}", ""
+    return f"{message[:1].lower()}{message[1:]}, got {got}", ""
+
+
+_BOUNDS = {
+    "greater_than": "greater than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
+}
+_EXPECTED = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "finite_number": "a finite number",
+    "bool_": "true or false",
+    "string_type": "text",
+    "path_": "a path",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "keys",
+    "model_": "keys",
+}
+
+
+def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
+    """Follow pydantic's location.
+
+    Returns:
+        the path as it stands in the file (without the tags of unions, which are no keys), and the models that
+        may stand where the location's last part was looked up.
+    """
+    shown: list[str] = []
+    here: list[Any] = [model]
+    models: list[type[BaseModel]] = []
+    for part in location:
+        models = [inner for one in here for inner in _models_in(one)]
+        fields = [m.model_fields[str(part)].annotation for m in models if str(part) in m.model_fields]
+        tagged = [m for m in models if part in (m.__name__, _tag_of(m))]
+        if fields:
+            here = fields
+        elif tagged:
+            here = tagged
+            continue
+        shown.append(str(part))
+    return shown, models
+
+
+def _names(models: list[type[BaseModel]]) -> list[str]:
+    return sorted({name for m in models for name in m.model_fields})
 
 
 def _tag_of(model: type[BaseModel]) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -49,7 +50,8 @@ class ModelSpec(BaseModel):
         if "name" not in given:
             raise ConfigError("a model needs a name", where="model", remedy=f"one of {list(MODELS)}")
         name, gates = str(given.pop("name")), given.pop("gates", None) or {}
-        model = MODELS[name]
+        with _located("model.name"):
+            model = MODELS[name]
         if not isinstance(gates, Mapping):
             raise ConfigError(f"expected slot: gate, got {gates!r}", where="model.gates")
         for slot in gates:
@@ -59,7 +61,11 @@ class ModelSpec(BaseModel):
                     where=f"model.gates.{slot}",
                     remedy=nearest(slot, model.default_gates),
                 )
-        spec = cls(name=name, options=given, gates={s: GateSpec.parse(g) for s, g in gates.items()})
+        parsed: dict[str, GateSpec] = {}
+        for slot, gate in gates.items():
+            with _located(f"model.gates.{slot}"):
+                parsed[slot] = GateSpec.parse(gate)
+        spec = cls(name=name, options=given, gates=parsed)
         spec.config()
         return spec
 
@@ -74,7 +80,7 @@ class ModelSpec(BaseModel):
         try:
             return model.Config(**self.options)
         except ValidationError as error:
-            raise explain(error, model.Config, "model") from None
+            raise explain(error, model.Config, under="model") from None
 
     @property
     def all_gates(self) -> dict[str, GateSpec]:
@@ -85,6 +91,16 @@ class ModelSpec(BaseModel):
     def build(self, schema: Schema) -> CTRModel:
         """Make the model for these inputs."""
         return MODELS[self.name](self.config(), schema, self.all_gates)
+
+
+@contextmanager
+def _located(path: str) -> Iterator[None]:
+    """Say where in the config an error below stands."""
+    try:
+        yield
+    except ConfigError as error:
+        where = f"{path}.{error.where}" if error.where else path
+        raise ConfigError(error.problem, where=where, remedy=error.remedy) from None
 
 
 class CTRModel(nn.Module):
@@ -153,7 +169,7 @@ class CTRModel(nn.Module):
         return seen
 
 
-MODELS: Registry[type[CTRModel]] = Registry("model", group="sluice.models")
+MODELS: Registry[type[CTRModel]] = Registry("model", group="sluice.models", base=CTRModel)
 register_model = MODELS.register
 
 

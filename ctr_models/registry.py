@@ -18,6 +18,7 @@ class Registry(Generic[T]):
     Args:
         what: what the classes are, in the singular, for messages.
         group: the entry-point group by which other distributions bring theirs.
+        base: what a class found by its dotted path must derive from.
 
     Example:
         >>> shapes = Registry("shape", group="sluice.shapes")
@@ -31,8 +32,8 @@ class Registry(Generic[T]):
         ctr_models.errors.ConfigError: unknown shape 'sqare'. did you mean 'square'? known: 'square'.
     """
 
-    def __init__(self, what: str, *, group: str) -> None:
-        self.what, self.group = what, group
+    def __init__(self, what: str, *, group: str, base: type = object) -> None:
+        self.what, self.group, self.base = what, group, base
         self._classes: dict[str, T] = {}
         self._gathered = False
 
@@ -75,9 +76,12 @@ class Registry(Generic[T]):
     def _import(self, path: str) -> T:
         module, _, attribute = path.replace(":", ".").rpartition(".")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ConfigError(
                 f"can't import {self.what} {path!r} ({error})",
                 remedy="give a registered name or the dotted path of an importable class",
             ) from None
+        if not (isinstance(found, type) and issubclass(found, self.base)):
+            raise ConfigError(f"{path!r} is no {self.what}", remedy=f"derive a class from {self.base.__name__}")
+        return found  # type: ignore[return-value]

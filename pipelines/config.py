@@ -81,7 +81,7 @@ def read_yaml(path: Path, *, remedy: str = "") -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError("no such file", where=str(path), remedy=remedy) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
+        raise ConfigError(f"not valid YAML: {_yaml_problem(error)}", where=str(path)) from None
     if not isinstance(tree, dict):
         raise ConfigError(f"expected keys, found {type(tree).__name__}", where=str(path))
     return tree
@@ -113,19 +113,44 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         {'model': {'name': 'gdcn', 'gates': {'cross': 'none'}}}
     """
     key, sign, text = override.partition("=")
+    where = f"override {override!r}"
     if not sign or not key:
-        raise ConfigError("an override is written key.sub=value", where=f"override {override!r}")
+        raise ConfigError("an override is written key.sub=value", where=where)
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {_yaml_problem(error)}", where=where) from None
     *parents, last = key.split(".")
     node: Any = tree
     for part in parents:
-        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        if not isinstance(node, dict | list):
-            raise ConfigError(f"{part!r} holds a value, not keys", where=f"override {override!r}")
-    value = yaml.load(text, Loader=_Loader)
-    if isinstance(node, list):
-        node[int(last)] = value
-    else:
-        node[last] = value
+        index = _index(node, part, where)
+        inner = node[index] if isinstance(node, list) else node.get(index)
+        if isinstance(inner, str):
+            inner = {"name": inner}  # `model: gdcn` is short for `model: {name: gdcn}`
+        elif inner is None:
+            inner = {}
+        elif not isinstance(inner, dict | list):
+            raise ConfigError(f"{part!r} holds a value, not keys", where=where)
+        node[index] = inner
+        node = inner
+    node[_index(node, last, where)] = value
+
+
+def _index(node: Any, part: str, where: str) -> Any:
+    if not isinstance(node, list):
+        return part
+    if part.isdigit() and int(part) < len(node):
+        return int(part)
+    raise ConfigError(f"{part!r} is no position in a list of {len(node)}", where=where, remedy="count from 0")
+
+
+def _yaml_problem(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        mark = error.problem_mark
+        return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start}"
+    return " ".join(str(error).split())
 
 
 class _Loader(yaml.SafeLoader):

@@ -65,7 +65,7 @@ class GateSpec(BaseModel):
             return value
         value = {"name": value} if isinstance(value, str) else dict(value)
         if "name" not in value:
-            raise ConfigError("a gate needs a name", where="gates", remedy="write {name: sigmoid2, ...}")
+            raise ConfigError("a gate needs a name", remedy="write {name: sigmoid2, ...}")
         spec = cls(name=str(value.pop("name")), options=value)
         spec.config()
         return spec
@@ -76,7 +76,7 @@ class GateSpec(BaseModel):
         try:
             return gate.Config(**self.options)
         except ValidationError as error:
-            raise explain(error, gate.Config, f"gate {self.name}") from None
+            raise explain(error, gate.Config) from None
 
     @property
     def hash(self) -> str:
@@ -153,5 +153,5 @@ class Gate(nn.Module):
         }
 
 
-GATES: Registry[type[Gate]] = Registry("gate", group="sluice.gates")
+GATES: Registry[type[Gate]] = Registry("gate", group="sluice.gates", base=Gate)
 register_gate = GATES.register

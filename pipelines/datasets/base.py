@@ -9,7 +9,7 @@ from typing import ClassVar
 import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ctr_models.errors import explain
+from ctr_models.errors import ConfigError, explain
 from ctr_models.registry import Registry
 from pipelines.datasets.config import DataConfig, SplitConfig
 from pipelines.features.spec import FeatureSpec
@@ -66,7 +66,7 @@ class Dataset:
         raise NotImplementedError
 
 
-DATASETS: Registry[type[Dataset]] = Registry("data source", group="sluice.datasets")
+DATASETS: Registry[type[Dataset]] = Registry("data source", group="sluice.datasets", base=Dataset)
 register_dataset = DATASETS.register
 
 
@@ -76,11 +76,14 @@ def check_options(config: DataConfig) -> DatasetOptions:
     Raises:
         ConfigError: the source is unknown, or an option is.
     """
-    cls = DATASETS[config.source]
+    try:
+        cls = DATASETS[config.source]
+    except ConfigError as error:
+        raise ConfigError(error.problem, where="data.source", remedy=error.remedy) from None
     try:
         return cls.Options(**config.options)
     except ValidationError as error:
-        raise explain(error, cls.Options, "data.options") from None
+        raise explain(error, cls.Options, under="data.options") from None
 
 
 def open_data(config: DataConfig) -> RawData:
