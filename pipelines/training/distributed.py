@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,8 @@ def ranks() -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     joined = world > 1 and not dist.is_initialized()
     if joined:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        # Others wait while rank 0 encodes the features, which may take hours; torchrun ends them if it fails.
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=6))
     try:
         yield Ranks(rank, world, device)
     finally:

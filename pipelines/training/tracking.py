@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import os
+import hashlib
 import subprocess
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,7 +48,9 @@ def tracking_uri(config: RunConfig) -> str:
         >>> tracking_uri(parse_config({"tracking": {"uri": "http://mlflow:5000"}}))
         'http://mlflow:5000'
     """
-    return config.tracking.uri or f"sqlite:///{(config.workdir / 'mlflow.db').absolute()}"
+    from pipelines.release.store import default_uri
+
+    return config.tracking.uri or default_uri(config.workdir)
 
 
 class Tracker:
@@ -136,18 +138,17 @@ class MlflowTracker(Tracker):
         self._pending.append(self._thread.submit(work))
 
     def _start(self, resume: bool) -> None:
-        quiet()
-        from mlflow.tracking import MlflowClient
+        from pipelines.release.store import connect, experiment_id
 
-        self._client = MlflowClient(self._uri)
+        self._client = connect(self._uri)
         marker = self._run_dir / RUN_ID
         if resume and marker.exists():
             self.run_id = marker.read_text().strip()
             self._client.update_run(self.run_id, status="RUNNING")
         else:
-            run = self._client.create_run(
-                experiment_id(self._client, self._config), run_name=self._run_dir.name, tags=self._tags()
-            )
+            name = self._config.tracking.experiment or self._config.name
+            experiment = experiment_id(self._client, self._uri, name)
+            run = self._client.create_run(experiment, run_name=self._run_dir.name, tags=self._tags())
             self.run_id = run.info.run_id
             atomic_write(marker, str(self.run_id))
             self._params()
@@ -184,8 +185,6 @@ class MlflowTracker(Tracker):
         self._do(lambda: self._metrics(values, record["epoch"]))
 
     def _metrics(self, values: dict[str, float], step: int) -> None:
-        import time
-
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -239,17 +238,6 @@ class MlflowTracker(Tracker):
             self._thread.shutdown()
 
 
-def experiment_id(client: Any, config: RunConfig) -> str:
-    """Return the id of the run's experiment, made when it is new."""
-    name = config.tracking.experiment or config.name
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    local = config.tracking.uri is None
-    place = (config.workdir / "mlartifacts").absolute().as_uri() if local else None
-    return client.create_experiment(name, artifact_location=place)
-
-
 def gate_hash(config: RunConfig) -> str:
     """Return one hash over the gates in all slots.
 
@@ -258,8 +246,6 @@ def gate_hash(config: RunConfig) -> str:
         >>> len(gate_hash(parse_config({"model": {"name": "gdcn"}})))
         12
     """
-    import hashlib
-
     gates = sorted(config.model.all_gates.items())
     return hashlib.sha256(" ".join(f"{slot}={gate.hash}" for slot, gate in gates).encode()).hexdigest()[:12]
 
@@ -277,16 +263,6 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         found.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
     return found
-
-
-def quiet() -> None:
-    """Keep MLflow's start-up notes and its database's migrations off the screen."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow  # noqa: F401
-
-    for name in ("mlflow", "alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _commit() -> str | None:

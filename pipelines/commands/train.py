@@ -1,0 +1,213 @@
+"""``sluice train``: raw logs in, a tracked and registered model out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from pipelines.config import RunConfig
+    from pipelines.datasets.base import RawData
+    from pipelines.features.prepare import EncodedData
+    from pipelines.training.distributed import Ranks
+    from pipelines.training.trainer import TrainResult
+
+GOLDEN_ROWS = 64
+
+EPILOG = """
+Examples:
+
+sluice train -c ctr.yaml
+
+sluice train -c ctr.yaml -o model.name=gdcn -o train.epochs=3 --json result.json
+
+sluice train --resume runs/runs/finalmlp-20260102-030405
+
+torchrun --nproc-per-node 2 -m pipelines.cli train -c ctr.yaml -o train.sharding.kind=row_wise
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``sluice train``."""
+    app.command("train", epilog=EPILOG)(train_command)
+
+
+def train_command(
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", help="The run's ctr.yaml; the built-in click world without it.")
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("-o", "--override", help="key.sub=value, repeatable.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Folder of a run that was broken off; it goes on from there.")
+    ] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here; - prints it.")] = None,
+) -> None:
+    """Train a model: features, training, test metrics, a bundle, a registered version."""
+    from pipelines.config import load_config
+    from pipelines.training.distributed import ranks
+    from pipelines.training.trainer import train
+
+    folder = None
+    if resume is not None:
+        folder = _run_folder(resume)
+        config = config or folder / "config.yaml"
+    checked = load_config(config, override or ())
+    with ranks() as me:
+        raw, data = _prepare(checked, me)
+        folder = me.share(folder or _new_folder(checked))
+        result = train(checked, data, run_dir=folder, resume=resume is not None, progress=me.first)
+        if me.first:
+            report = _release(checked, raw, data, result)
+            _show(checked, data, result, report, json_path)
+        me.wait()
+
+
+def _prepare(config: RunConfig, me: Ranks) -> tuple[RawData, EncodedData]:
+    """Encode on rank 0, open on all. An error of rank 0 ends every rank with the same message."""
+    from ctr_models.errors import SluiceError
+    from pipelines.datasets.base import open_data
+    from pipelines.features.prepare import EncodedData, prepare
+
+    raw = open_data(config.data)
+    outcome: Any = None
+    if me.first:
+        try:
+            outcome = prepare(
+                raw, config.features, workdir=config.workdir, seed=config.seed, progress=me.first
+            ).path
+        except SluiceError as error:
+            outcome = error
+    outcome = me.share(outcome)
+    if isinstance(outcome, SluiceError):
+        raise outcome
+    return raw, EncodedData.open(outcome)
+
+
+def _run_folder(resume: Path) -> Path:
+    from ctr_models.errors import ArtifactError
+
+    if not (resume / "config.yaml").is_file():
+        raise ArtifactError(
+            "no run to resume here", where=str(resume), remedy="give the folder of a run, which holds config.yaml"
+        )
+    return resume
+
+
+def _new_folder(config: RunConfig) -> Path:
+    from datetime import UTC, datetime
+
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder = config.workdir / "runs" / f"{config.model.name}-{stamp}"
+    number = 2
+    while folder.exists():
+        folder, number = folder.with_name(f"{config.model.name}-{stamp}-{number}"), number + 1
+    return folder
+
+
+def _release(config: RunConfig, raw: RawData, data: EncodedData, result: TrainResult) -> dict[str, Any]:
+    """Make the bundle and, with tracking, register it."""
+    import json
+
+    from pipelines.release.bundle import Bundle
+
+    bundle = result.run_dir / "bundle"
+    Bundle.create(
+        bundle,
+        model=result.model,
+        state=data.state,
+        config=json.loads(config.model_dump_json(exclude_none=True)),
+        metrics=result.metrics,
+        golden=golden_rows(raw, data, GOLDEN_ROWS),
+    )
+    version = None
+    if config.tracking.enabled:
+        from pipelines.release.registry import register as register_bundle
+        from pipelines.training.tracking import gate_hash, tracking_uri
+
+        version = register_bundle(
+            bundle,
+            config.name,
+            tracking_uri(config),
+            result.mlflow_run_id,
+            {"gate_hash": gate_hash(config), "run_dir": str(result.run_dir)},
+        )
+    return {"bundle": str(bundle), "version": version}
+
+
+def golden_rows(raw: RawData, data: EncodedData, count: int) -> pl.DataFrame:
+    """Return the first test rows, raw: a bundle replays them whenever it is loaded."""
+    import polars as pl
+
+    chosen = data.frame("test").select("__row__").head(count).collect()["__row__"]
+    part = raw.parts.get("test") or raw.parts["all"]
+    known = part.frame.collect_schema().names()
+    wanted = [name for name in data.state.spec.request_columns if name in known]
+    return (
+        part.frame.with_row_index("__row__")
+        .filter(pl.col("__row__").is_in(chosen.implode()))
+        .select(wanted)
+        .head(count)
+        .collect(engine="streaming")
+    )
+
+
+def _show(
+    config: RunConfig, data: EncodedData, result: TrainResult, report: dict[str, Any], json_path: Path | None
+) -> None:
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.training.truth import best_possible
+
+    best = {f"{split}_{k}": v for split in ("valid", "test") for k, v in best_possible(data, split).items()}
+    to_stdout = json_path is not None and str(json_path) == "-"
+    console = Console(stderr=to_stdout)
+    table = Table(
+        title=f"{config.name}: {config.model.name}, best epoch {_best_epoch(result)}", title_justify="left"
+    )
+    for column in ("metric", "valid", "test"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    if best:
+        table.add_column("best possible on test", justify="right")
+    for name, title in (("auc", "AUC"), ("logloss", "logloss"), ("gauc", "GAUC"), ("ne", "NE"), ("ece", "ECE")):
+        cells = [_number(result.metrics.get(f"{split}_{name}")) for split in ("valid", "test")]
+        table.add_row(title, *cells, *([_number(best.get(f"test_{name}"))] if best else []))
+    console.print(table)
+    lines = [f"{result.rows_per_second:,.0f} training rows/s", f"run: {result.run_dir}"]
+    if report["version"] is not None:
+        lines.append(f"registered: models:/{config.name}/{report['version']}")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    content = json.dumps(
+        {
+            "metrics": result.metrics,
+            "best_possible": best,
+            "rows_per_second": result.rows_per_second,
+            "epochs": len(result.history),
+            "run_dir": str(result.run_dir),
+            "mlflow_run_id": result.mlflow_run_id,
+            "name": config.name,
+            **report,
+        },
+        indent=2,
+    )
+    if to_stdout:
+        print(content)
+    elif json_path is not None:
+        json_path.write_text(content + "\n", encoding="utf-8")
+
+
+def _best_epoch(result: TrainResult) -> int:
+    return next(r["epoch"] for r in reversed(result.history) if r["best"])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.5f}"
