@@ -1,0 +1,104 @@
+"""One training whose outcome is kept: trained once, then read back as long as nothing that decides it changes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from ctr_models.errors import ArtifactError
+from pipelines.config import RunConfig
+from pipelines.experiments.experiment import digest
+from pipelines.features.files import atomic_directory, sha256_file
+
+if TYPE_CHECKING:
+    from pipelines.features.prepare import EncodedData
+
+RESULT, PREDICTIONS = "result.json", "test.parquet"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The outcome of one configuration with its seed.
+
+    Args:
+        test: predictions of the test rows: ``row``, ``user``, ``label``, ``probability``.
+        metrics: ``valid_*``, by which the epoch was chosen, and ``test_*``.
+        history: one record an epoch.
+        rows_per_second: training speed.
+        parameters: trained numbers.
+        fresh: whether it was trained now, not read back.
+    """
+
+    test: pl.DataFrame
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    rows_per_second: float
+    parameters: int
+    fresh: bool
+
+
+def run_trial(config: RunConfig, data: EncodedData, folder: Path, *, progress: bool = True) -> Trial:
+    """Train a configuration, or read back what training it came to.
+
+    The test predictions are Parquet under ``<folder>/seed-<seed>-<hash of all that decides them>/finished``, a
+    folder that is whole or absent. A training that broke off goes on from its newest checkpoint beside it.
+
+    Args:
+        config: with the seed of this trial.
+        data: encoded rows.
+        folder: of this arm or model.
+        progress: show training progress on stderr.
+
+    Raises:
+        ArtifactError: the predictions kept are damaged.
+    """
+    own = Path(folder) / f"seed-{config.seed}-{identity(config, data)}"
+    finished = own / "finished"
+    fresh = not (finished / RESULT).exists()
+    if fresh:
+        _train(config, data, own, progress)
+    result = json.loads((finished / RESULT).read_text(encoding="utf-8"))
+    if sha256_file(finished / PREDICTIONS) != result["sha256"]:
+        raise ArtifactError(
+            "the predictions are not those that were written",
+            where=str(finished / PREDICTIONS),
+            remedy=f"delete {own} to train again",
+        )
+    return Trial(
+        pl.read_parquet(finished / PREDICTIONS),
+        result["metrics"],
+        result["history"],
+        result["rows_per_second"],
+        result["parameters"],
+        fresh,
+    )
+
+
+def identity(config: RunConfig, data: EncodedData) -> str:
+    """Return twelve hex digits over all that decides a training's outcome: rows, model, recipe, settings, seed."""
+    content = json.loads(config.model_dump_json(include={"model", "recipe", "train", "seed"}))
+    return digest({**content, "rows": data.path.name})
+
+
+def _train(config: RunConfig, data: EncodedData, own: Path, progress: bool) -> None:
+    from pipelines.training.predict import predict
+    from pipelines.training.trainer import train
+
+    run_dir = own / "training"
+    trained = train(config, data, run_dir=run_dir, resume=run_dir.exists(), progress=progress)
+    test = predict(trained.model, data, "test", batch_size=config.train.eval_batch_size)
+    columns = {"row": test.row, "user": test.user, "label": test.label, "probability": test.probability}
+    with atomic_directory(own / "finished") as aside:
+        pl.DataFrame(columns).write_parquet(aside / PREDICTIONS)
+        result = {
+            "metrics": trained.metrics,
+            "history": trained.history,
+            "rows_per_second": trained.rows_per_second,
+            "parameters": sum(p.numel() for p in trained.model.parameters()),
+            "sha256": sha256_file(aside / PREDICTIONS),
+        }
+        (aside / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
