@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
         ] = "compare",
         override: Annotated[
             list[str] | None,
-            typer.Option("--override", "-o", help="key.sub=value of the configuration. Repeatable."),
+            typer.Option("--override", "-o", help="key.sub=value, repeatable."),
         ] = None,
         report: Annotated[
             Path | None, typer.Option(help="HTML report. Default: report.html in the experiment's folder.")

@@ -1,0 +1,131 @@
+"""``sluice bench accuracy``: published settings on published data, several seeds, the test rows read once.
+
+Settings are data: ``pipelines/training/published/<data set>/<model>.yaml``. The epoch is chosen on the valid rows.
+A finished (model, seed) is kept under the work directory and read back, so a run that broke off goes on.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ctr_models.errors import ConfigError, DataError, nearest
+from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath
+
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
+
+PUBLISHED = Path(str(files("pipelines.training"))) / "published"
+
+
+def main(
+    data: Annotated[
+        Path, typer.Option(help="Folder of Frappe_x1 or MovieLens-1M, or one that holds frappe/ and movielens_1m/.")
+    ],
+    dataset: Annotated[str, typer.Option(help="frappe_x1 or movielens_1m; told from the files.")] = "",
+    models: Annotated[str, typer.Option(help="Comma-separated; all that have published settings.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each model.")] = 3,
+    workdir: Annotated[Path, typer.Option(help="Encoded features and finished trainings.")] = Path("runs/accuracy"),
+    json_path: JsonPath = None,
+    at_least: AtLeast = None,
+    at_most: AtMost = None,
+) -> None:
+    """Train models by their published settings and hold their test AUC against bars.
+
+    Example: sluice bench accuracy --data data/frappe --at-least auc_finalmlp=0.985
+    """
+    import numpy as np
+    from rich.console import Console
+
+    from pipelines.datasets.base import open_data
+    from pipelines.evaluation.metrics import evaluate
+    from pipelines.experiments.trial import run_trial
+    from pipelines.features.prepare import prepare
+
+    name = dataset or _told_from(data)
+    known = sorted(p.stem for p in (PUBLISHED / name).glob("*.yaml"))
+    if not known:
+        folders = [p.name for p in PUBLISHED.iterdir() if p.is_dir()]
+        raise ConfigError(f"no published settings for {name!r}", where="--dataset", remedy=nearest(name, folders))
+    wanted = [m.strip() for m in models.split(",") if m.strip()] or known
+    for model in wanted:
+        if model not in known:
+            raise ConfigError(
+                f"no published settings for {model!r}", where="--models", remedy=nearest(model, known)
+            )
+    talk = Console(stderr=True)
+    report = BenchReport(
+        f"{name}, {seeds} seeds",
+        ["model", "test AUC", "sd", "min", "max", "logloss", "valid AUC", "best epoch", "parameters", "rows/s"],
+    )
+    for model in wanted:
+        config = _config(PUBLISHED / name / f"{model}.yaml", data, workdir)
+        encoded = prepare(open_data(config.data), config.features, workdir=workdir, seed=config.seed)
+        trials, tests = [], []
+        for seed in range(config.seed, config.seed + seeds):
+            one = config.model_copy(update={"seed": seed})
+            trial = run_trial(one, encoded, workdir / name / model)
+            rows = trial.test
+            found = evaluate(rows["label"].to_numpy(), rows["probability"].to_numpy())
+            talk.print(
+                f"{model}, seed {seed}: valid AUC {trial.metrics['valid_auc']:.5f}, test AUC {found['auc']:.5f}",
+                style="dim",
+                highlight=False,
+            )
+            trials.append(trial)
+            tests.append(found)
+        auc = np.array([t["auc"] for t in tests])
+        deviation = float(auc.std(ddof=1)) if seeds > 1 else 0.0
+        loss = float(np.mean([t["logloss"] for t in tests]))
+        valid = float(np.mean([t.metrics["valid_auc"] for t in trials]))
+        best = [max(t.history, key=lambda record: record["valid_auc"])["epoch"] for t in trials]
+        speed = float(np.mean([t.rows_per_second for t in trials]))
+        report.row(
+            model,
+            *(f"{x:.5f}" for x in (auc.mean(), deviation, auc.min(), auc.max(), loss, valid)),
+            ", ".join(map(str, best)),
+            trials[0].parameters,
+            speed,
+        )
+        report.figures |= {
+            f"auc_{model}": float(auc.mean()),
+            f"auc_{model}_sd": deviation,
+            f"auc_{model}_min": float(auc.min()),
+            f"auc_{model}_max": float(auc.max()),
+            f"logloss_{model}": loss,
+            f"valid_auc_{model}": valid,
+            f"parameters_{model}": float(trials[0].parameters),
+            f"rows_per_second_{model}": speed,
+        }
+    report.note("epoch chosen on the valid rows; test rows read once, with that epoch's weights")
+    report.finish(json_path, at_least, at_most)
+
+
+def _told_from(data: Path) -> str:
+    if any((data / f"ratings.{kind}").exists() for kind in ("parquet", "dat")):
+        return "movielens_1m"
+    if any((data / f"train.{kind}").exists() for kind in ("parquet", "csv")):
+        return "frappe_x1"
+    raise DataError(
+        "neither Frappe_x1 (train, valid, test) nor MovieLens-1M (ratings, users, movies) is here",
+        where=str(data),
+        remedy="name the folder, and the data set with --dataset where one folder holds several",
+    )
+
+
+def _config(path: Path, data: Path, workdir: Path) -> RunConfig:
+    """The published settings, with the data where they lie and no record in MLflow."""
+    from pipelines.config import load_config
+
+    config = load_config(path)
+    own = data / config.data.source
+    return config.model_copy(
+        update={
+            "workdir": workdir,
+            "data": config.data.model_copy(update={"path": own if own.is_dir() else data}),
+            "tracking": config.tracking.model_copy(update={"enabled": False}),
+        }
+    )
