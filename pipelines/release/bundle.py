@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ctr_models.batch import EncodedRows
 from ctr_models.errors import ArtifactError, DataError, SluiceError
+from ctr_models.gates.base import GateSpec
 from ctr_models.model import CTRModel, ModelSpec
 from ctr_models.schema import Schema
 from pipelines.features.files import atomic_directory, sha256_file, sha256_tree
@@ -117,10 +118,14 @@ class Bundle:
             raise DataError("a bundle needs at least one golden row", where=str(directory), remedy="give some rows")
         weights = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}
         gates = model.gate_specs
+        # Every setting is written out: a default may change, a released model may not.
         spec = ModelSpec(
-            name=model.name,
-            options=json.loads(model.config.model_dump_json(exclude_defaults=True)),
-            gates={slot: gates[slot] for slot in sorted(gates)},
+            name=model.name or f"{type(model).__module__}.{type(model).__qualname__}",
+            options=model.config.model_dump(mode="json"),
+            gates={
+                slot: GateSpec(name=gate.name, options=gate.config().model_dump(mode="json"))
+                for slot, gate in sorted(gates.items())
+            },
         )
         with atomic_directory(directory) as aside:
             save_file(weights, aside / WEIGHTS)

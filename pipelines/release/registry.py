@@ -39,6 +39,7 @@ class Release:
         bundle_hash: of the bundle's manifest.
         created: milliseconds since 1970.
         run_id: the MLflow run that made it.
+        run: name of the run's folder, where one is known.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Release:
     bundle_hash: str = ""
     created: int = 0
     run_id: str = ""
+    run: str = ""
 
     @property
     def uri(self) -> str:
@@ -172,6 +174,13 @@ def releases(name: str, tracking_uri: str | None = None) -> list[Release]:
     return sorted((_release(v, by_version) for v in found), key=lambda r: r.version)
 
 
+def of_run(name: str, run: str, tracking_uri: str | None = None) -> Release | None:
+    """Return the newest version that a run registered, by the name of the run's folder; None without one."""
+    if name not in model_names(tracking_uri):
+        return None
+    return next((r for r in reversed(releases(name, tracking_uri)) if r.run == run), None)
+
+
 def model_names(tracking_uri: str | None = None) -> list[str]:
     """Return the names of all registered models."""
     client = connect(tracking_uri or default_uri())
@@ -288,6 +297,7 @@ def _release(found: Any, aliases: Mapping[int, list[str]]) -> Release:
         bundle_hash=found.tags.get("bundle", ""),
         created=int(found.creation_timestamp or 0),
         run_id=found.run_id or "",
+        run=found.tags.get("run", ""),
     )
 
 

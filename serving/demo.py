@@ -1,0 +1,45 @@
+"""``sluice demo``: the whole road, from raw logs to a scored request and a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        "demo",
+        epilog="Examples:\n\nsluice demo\n\nsluice demo --data ml-100k --out runs/movielens",
+    )(demo)
+
+
+def demo(
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder of MovieLens-100K; without it, a simulated world of clicks."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("runs/demo"),
+    rows: Annotated[int, typer.Option(min=2000, help="Rows of the simulated world.")] = 300_000,
+    json: Annotated[str | None, typer.Option("--json", help="Write the figures to a file, or - to stdout.")] = None,
+) -> None:
+    """Logs, features, two models with two gates each, comparison, registry, running server, report.
+
+    What an earlier call has finished is taken from there: a second call takes seconds.
+    """
+    import json as codec
+
+    from rich.console import Console
+
+    from pipelines.features.files import atomic_write
+    from serving.walkthrough import Walkthrough
+
+    screen = Console(stderr=json == "-", highlight=False)
+    figures = Walkthrough(out, data, rows, screen).run()
+    text = codec.dumps(figures, indent=2)
+    if json == "-":
+        typer.echo(text)
+    elif json is not None:
+        atomic_write(Path(json), text + "\n")
