@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
         epilog="Examples:\n\n"
         "sluice promote clicks --version 3\n\n"
         "sluice promote clicks --version 3 --min-auc 0.70 --max-logloss-increase 0.001 --dry-run\n\n"
+        "sluice promote clicks --run 2026-01-10 --max-auc-drop 0.002\n\n"
         "sluice promote clicks --rollback",
     )(promote)
     app.command(
@@ -79,6 +80,9 @@ def models(
 def promote(
     name: Annotated[str, typer.Argument(help="The registered model.")],
     version: Annotated[str | None, typer.Option("--version", "-v", help="A version, or an alias of one.")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="The version that the run of this name registered.")
+    ] = None,
     to: Annotated[str, typer.Option(help="The alias to move.")] = "champion",
     min_auc: Annotated[float | None, typer.Option(help="Refuse below this AUC.")] = None,
     max_auc_drop: Annotated[
@@ -96,11 +100,17 @@ def promote(
 
     What the alias meant before stays under the alias "previous".
     """
-    from ctr_models.errors import ConfigError
+    from ctr_models.errors import ArtifactError, ConfigError
     from pipelines.release import promotion
+    from pipelines.release.registry import of_run
 
-    if rollback == (version is not None):
-        raise ConfigError("give either --version or --rollback", where="sluice promote")
+    if sum((rollback, version is not None, run is not None)) != 1:
+        raise ConfigError("give one of --version, --run and --rollback", where="sluice promote")
+    if run is not None:
+        found = of_run(name, run, tracking_uri)
+        if found is None:
+            raise ArtifactError(f"no version of run {run!r}", where=name, remedy="sluice models lists them")
+        version = str(found.version)
     if version is not None:
         bars = promotion.Bars(min_auc, max_auc_drop, max_logloss_increase)
         decision = promotion.promote(name, version, to, bars=bars, dry_run=dry_run, tracking_uri=tracking_uri)

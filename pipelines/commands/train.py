@@ -27,6 +27,8 @@ sluice train -c ctr.yaml -o model.name=gdcn -o train.epochs=3 --json result.json
 
 sluice train --resume runs/runs/finalmlp-20260102-030405
 
+sluice train -c ctr.yaml --run 2026-01-10
+
 torchrun --nproc-per-node 2 -m pipelines.cli train -c ctr.yaml -o train.sharding.kind=row_wise
 """
 
@@ -46,6 +48,14 @@ def train_command(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Folder of a run that was broken off; it goes on from there.")
     ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            help="Name of the run, for jobs that may be repeated: a run of that name that was broken off goes on, "
+            "a finished one is not trained or registered again.",
+        ),
+    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here; - prints it.")] = None,
 ) -> None:
     """Train a model: features, training, test metrics, a bundle, a registered version."""
@@ -58,12 +68,16 @@ def train_command(
         folder = _run_folder(resume)
         config = config or folder / "config.yaml"
     checked = load_config(config, override or ())
+    if run is not None:
+        folder = _named_folder(checked, run)
     with ranks() as me:
         raw, data = _prepare(checked, me)
         folder = me.share(folder or _new_folder(checked))
-        result = train(checked, data, run_dir=folder, resume=resume is not None, progress=me.first)
+        # Rank 0 decides: it writes the file while the others still look.
+        going_on = me.share((folder / "config.yaml").is_file())
+        result = train(checked, data, run_dir=folder, resume=going_on, progress=me.first)
         if me.first:
-            report = _release(checked, raw, data, result)
+            report = _release(checked, raw, data, result, once=run is not None)
             _show(checked, data, result, report, json_path)
         me.wait()
 
@@ -99,6 +113,21 @@ def _run_folder(resume: Path) -> Path:
     return resume
 
 
+def _named_folder(config: RunConfig, name: str) -> Path:
+    import re
+
+    from ctr_models.errors import ConfigError
+    from pipelines.config import dump_config
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ConfigError(f"{name!r} can't name a folder", where="--run", remedy="use letters, digits, - _ .")
+    folder = config.workdir / "runs" / name
+    made = folder / "config.yaml"
+    if made.is_file() and made.read_text(encoding="utf-8") != dump_config(config):
+        raise ConfigError("the run was made with other settings", where=str(folder), remedy="give another --run")
+    return folder
+
+
 def _new_folder(config: RunConfig) -> Path:
     from datetime import UTC, datetime
 
@@ -110,32 +139,42 @@ def _new_folder(config: RunConfig) -> Path:
     return folder
 
 
-def _release(config: RunConfig, raw: RawData, data: EncodedData, result: TrainResult) -> dict[str, Any]:
-    """Make the bundle and, with tracking, register it."""
+def _release(
+    config: RunConfig, raw: RawData, data: EncodedData, result: TrainResult, *, once: bool
+) -> dict[str, Any]:
+    """Make the bundle and, with tracking, register it; ``once``: unless that has been done already."""
     import json
 
     from pipelines.release.bundle import Bundle
 
     bundle = result.run_dir / "bundle"
-    Bundle.create(
-        bundle,
-        model=result.model,
-        state=data.state,
-        config=json.loads(config.model_dump_json(exclude_none=True)),
-        metrics=result.metrics,
-        golden=golden_rows(raw, data, GOLDEN_ROWS),
-    )
+    if not (once and bundle.exists()):
+        Bundle.create(
+            bundle,
+            model=result.model,
+            state=data.state,
+            config=json.loads(config.model_dump_json(exclude_none=True)),
+            metrics=result.metrics,
+            golden=golden_rows(raw, data, GOLDEN_ROWS),
+        )
     version = None
     if config.tracking.enabled:
+        from pipelines.release.registry import of_run
         from pipelines.release.registry import register as register_bundle
         from pipelines.training.tracking import gate_hash, tracking_uri
 
-        version = register_bundle(
-            bundle,
-            config.name,
-            tracking_uri(config),
-            result.mlflow_run_id,
-            {"gate_hash": gate_hash(config), "run_dir": str(result.run_dir)},
+        uri = tracking_uri(config)
+        earlier = of_run(config.name, result.run_dir.name, uri) if once else None
+        version = (
+            earlier.version
+            if earlier
+            else register_bundle(
+                bundle,
+                config.name,
+                uri,
+                result.mlflow_run_id,
+                {"gate_hash": gate_hash(config), "run": result.run_dir.name, "run_dir": str(result.run_dir)},
+            )
         )
     return {"bundle": str(bundle), "version": version}
 
