@@ -154,9 +154,13 @@ def binned(
     if bins < 1:
         raise ValueError(f"bins is {bins}; it must be at least 1")
     y, q = _checked(label, p, probability=True)
-    shares = np.linspace(0, 1, bins + 1)[1:-1]
-    # An edge is a prediction that occurs, so that rows with equal predictions never part.
-    edges = np.unique(np.quantile(q, shares, method="inverted_cdf")) if binning == "mass" else shares
+    if binning == "width":
+        edges = np.linspace(0, 1, bins + 1)[1:-1]
+    else:
+        # An edge is a prediction that occurs, so that rows with equal predictions never part.
+        last = np.unique(np.arange(1, bins) * len(q) // bins) - 1
+        last = last[last >= 0]
+        edges = np.unique(np.partition(q, last)[last])
     index = np.searchsorted(edges, q, side="left")
     count = np.bincount(index)
     held = count > 0
