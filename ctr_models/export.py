@@ -10,6 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from ctr_models.batch import Batch
 from ctr_models.example import example_batch
 from ctr_models.model import CTRModel
+from ctr_models.schema import IdField
 
 
 class TensorModel(nn.Module):
@@ -29,8 +30,6 @@ class TensorModel(nn.Module):
     def __init__(self, model: CTRModel) -> None:
         super().__init__()
         self.model = model
-        self._sparse = [f.name for f in model.schema.sparse]
-        self._sequences = [f.name for f in model.schema.sequences]
 
     def forward(
         self, dense: Tensor, ids: Tensor, lengths: Tensor, history_ids: Tensor, history_lengths: Tensor
@@ -49,14 +48,27 @@ class TensorModel(nn.Module):
         return self.model(
             Batch(
                 dense=dense,
-                sparse=KeyedJaggedTensor(keys=self._sparse, values=ids, lengths=lengths, stride=rows),
-                sequences=KeyedJaggedTensor(
-                    keys=self._sequences, values=history_ids, lengths=history_lengths, stride=rows
-                ),
+                sparse=_keyed(self.model.schema.sparse, ids, lengths, rows),
+                sequences=_keyed(self.model.schema.sequences, history_ids, history_lengths, rows),
                 label=nothing,
                 group=nothing,
             )
         )
+
+
+def _keyed(fields: tuple[IdField, ...], ids: Tensor, lengths: Tensor, rows: int) -> KeyedJaggedTensor:
+    # A categorical field has one id a row: told so, the program need not count them, and takes a batch of 1.
+    per_key: list[int] = []
+    for i, f in enumerate(fields):
+        if f.kind == "categorical":
+            per_key.append(rows)
+        else:
+            count = lengths[i * rows : (i + 1) * rows].sum().item()
+            torch._check(count >= 0)
+            per_key.append(count)  # type: ignore[arg-type]
+    return KeyedJaggedTensor(
+        keys=[f.name for f in fields], values=ids, lengths=lengths, stride=rows, length_per_key=per_key
+    )
 
 
 def tensors(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -87,15 +99,23 @@ def export(model: CTRModel) -> ExportedProgram:
         torch.Size([7])
     """
     was_training = model.training
-    any_size = {0: Dim.AUTO}
-    histories = any_size if model.schema.sequences else None
-    ids = any_size if model.schema.sparse else None
+    schema = model.schema
+    rows = Dim("rows", min=1, max=2**20)
+    ragged = any(f.kind == "multi" for f in schema.sparse)
+    count, histories = len(schema.sparse), len(schema.sequences)
+    shapes = (
+        {0: rows},
+        {0: Dim("ids", min=0, max=2**30) if ragged else count * rows} if count else None,
+        {0: count * rows} if count else None,
+        {0: Dim("history_ids", min=0, max=2**30)} if histories else None,
+        {0: histories * rows} if histories else None,
+    )
     try:
         # Strict: the non-strict tracer unrolls KeyedJaggedTensor.to_dict with a guard a field.
         return torch.export.export(
             TensorModel(model.eval()),
-            tensors(example_batch(model.schema, rows=8)),
-            dynamic_shapes=(any_size, ids, ids, histories, histories),
+            tensors(example_batch(schema, rows=8)),
+            dynamic_shapes=shapes,
             strict=True,
         )
     finally:
