@@ -13,6 +13,8 @@ from ctr_models.errors import RequestError, nearest
 
 Path = tuple[str | int, ...]
 SHOWN = 10
+"""Problems reported of one request."""
+_WANTED = {"dict_type": "an object", "list_type": "a list", "string_type": "text"}
 
 
 class ScoreRequest(BaseModel):
@@ -135,8 +137,10 @@ def _problem(error: ErrorDetails) -> Problem:
         message = "required field is missing"
     elif kind == "too_short":
         message = "no candidates; at least one is needed"
-    elif kind in ("dict_type", "list_type", "string_type"):
-        message = f"{message}, got {_kind(error['input'])}"
+    elif kind in _WANTED:
+        message = f"expected {_WANTED[kind]}, got {_kind(error['input'])}"
+    elif kind == "string_pattern_mismatch":
+        message = "1 to 128 visible ASCII characters are allowed"
     return Problem(loc=path, msg=message, type=kind)
 
 

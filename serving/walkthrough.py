@@ -18,7 +18,6 @@ from rich.text import Text
 
 from pipelines.config import RunConfig, dump_config, parse_config
 from pipelines.datasets.base import RawData, open_data
-from pipelines.evaluation.metrics import evaluate
 from pipelines.experiments.report import ReportArm, write_report
 from pipelines.experiments.statistics import Difference, compare
 from pipelines.features.files import atomic_write
@@ -31,6 +30,7 @@ from pipelines.release.store import connect, quiet
 from pipelines.training.predict import Predictions, predict
 from pipelines.training.tracking import tracking_uri
 from pipelines.training.trainer import train
+from pipelines.training.truth import best_possible
 from serving.client import running_server
 
 STEPS = ("logs", "features", "training", "comparison", "registry", "serving", "report")
@@ -120,7 +120,7 @@ class Walkthrough:
                 self._arm(raw, data, model, slot, gate) for model, (slot, gates) in MODELS.items() for gate in gates
             ]
         with self._step("on the test rows, read once"):
-            truth = self._truth(data, arms[0].test)
+            truth = best_possible(data, "test")
             differences = self._compare(arms)
             self._table(arms, truth)
             self._differences(differences)
@@ -185,13 +185,6 @@ class Walkthrough:
         bundle = Bundle.load(run_dir / "bundle")
         return Arm(model, slot, gate, bundle, **kept, test=predict(bundle.model, data, "test"))
 
-    def _truth(self, data: EncodedData, test: Predictions) -> dict[str, float] | None:
-        """Metrics of the true click probability, where it is known: nothing can be better but by luck."""
-        if data.truth is None:
-            return None
-        true = data.frame("test").select(data.truth).collect().to_series().to_numpy()
-        return evaluate(test.label, true, test.user)
-
     def _compare(self, arms: list[Arm]) -> list[Difference]:
         found = []
         for model, (_, gates) in MODELS.items():
@@ -201,7 +194,7 @@ class Walkthrough:
             found += compare(test.label, test.user, predictions, control=own[gates[0]].name)
         return found
 
-    def _table(self, arms: list[Arm], truth: dict[str, float] | None) -> None:
+    def _table(self, arms: list[Arm], truth: dict[str, float]) -> None:
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("model")
         for column in ("AUC", "logloss", "ECE", "training rows/s"):
@@ -212,7 +205,7 @@ class Walkthrough:
             style = "bold green" if m["test_auc"] == best else ""
             figures = [f"{m[f'test_{k}']:.5f}" for k in ("auc", "logloss", "ece")]
             table.add_row(arm.name, *figures, f"{arm.rows_per_second:,.0f}", style=style)
-        if truth is not None:
+        if truth:
             table.add_row("best possible", *(f"{truth[k]:.5f}" for k in ("auc", "logloss", "ece")), "", style="dim")
         self._indented(table)
 
@@ -278,7 +271,7 @@ class Walkthrough:
         self,
         arms: list[Arm],
         differences: list[Difference],
-        truth: dict[str, float] | None,
+        truth: dict[str, float],
         sample: tuple[Any, Any],
         data: EncodedData,
         best: Arm,
@@ -301,7 +294,7 @@ class Walkthrough:
             "Sluice demo: which gate makes the model better",
             shown,
             differences=differences,
-            truth_metrics=truth,
+            truth_metrics=truth or None,
             serving_sample=sample,
             summary={**rows, "fields": len(data.schema.fields), "champion": f"{best.name}, version {version}"},
             notes=["Each gate is compared with no gate in the same model, on the same rows and the same seed."],

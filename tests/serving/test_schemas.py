@@ -1,0 +1,91 @@
+"""Requests are checked before anything is encoded, and every complaint has a path."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ctr_models.errors import RequestError
+from serving.schemas import Refused, parse_request, refused_value
+
+COLUMNS = ("user_id", "hour", "item_id", "price", "tags", "a.b")
+
+
+def refused(body: bytes | Any, limit: int = 3) -> Refused:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(Refused) as caught:
+        parse_request(raw, columns=COLUMNS, max_candidates=limit)
+    return caught.value
+
+
+def test_a_good_request_passes() -> None:
+    body = {"user": {"user_id": 7}, "candidates": [{"price": 1.5, "tags": ["a"]}, {}], "request_id": "r-1"}
+    request = parse_request(json.dumps(body).encode(), columns=COLUMNS, max_candidates=2)
+    assert request.user == {"user_id": 7}
+    assert request.context == {}
+    assert request.candidates == [{"price": 1.5, "tags": ["a"]}, {}]
+    assert request.request_id == "r-1"
+
+
+BAD = [
+    (b"", ["body"], "json_invalid", "not valid JSON"),
+    (b'{"candidates": [', ["body"], "json_invalid", "not valid JSON"),
+    (b"\xff\xfe", ["body"], "json_invalid", "not valid JSON"),
+    (b"[1]", ["body"], "object_type", "expected an object, got a list"),
+    ({}, ["candidates"], "missing", "required field is missing"),
+    ({"candidates": []}, ["candidates"], "too_short", "no candidates; at least one is needed"),
+    ({"candidates": {}}, ["candidates"], "list_type", "expected a list, got an object"),
+    ({"candidates": [{}, 3]}, ["candidates", 1], "dict_type", "expected an object, got a number"),
+    ({"candidates": [{}] * 4}, ["candidates"], "too_many_candidates", "4 candidates, at most 3 are allowed"),
+    ({"candidates": [{}], "usr": {}}, ["usr"], "extra_forbidden", "no such field; did you mean 'user'?"),
+    ({"candidates": [{}], "user": None}, ["user"], "dict_type", "expected an object, got null"),
+    ({"candidates": [{}], "request_id": "a b"}, ["request_id"], "string_pattern_mismatch", "1 to 128 visible ASCII characters are allowed"),
+    (
+        {"candidates": [{}, {"prise": 1}]},
+        ["candidates", 1, "prise"],
+        "unknown_column",
+        "no such column; did you mean 'price'?",
+    ),
+    ({"candidates": [{}], "user": {"zz": 1}}, ["user", "zz"], "unknown_column", "no such column; known: 'a.b'"),
+    (b'{"candidates": [{"price": NaN}]}', ["candidates", 0, "price"], "finite_number", "NaN and Infinity"),
+    (b'{"candidates": [{"price": 1e999}]}', ["candidates", 0, "price"], "finite_number", "NaN and Infinity"),
+    (b'{"candidates": [{"tags": [1, -Infinity]}]}', ["candidates", 0, "tags", 1], "finite_number", "NaN and"),
+]
+
+
+@pytest.mark.parametrize(("body", "path", "kind", "message"), BAD)
+def test_a_bad_request_is_refused_with_its_path(body: Any, path: list[Any], kind: str, message: str) -> None:
+    error = refused(body)
+    assert error.status == 422
+    first = error.problems[0]
+    assert (first.loc, first.type) == (path, kind)
+    assert message in first.msg
+
+
+def test_problems_are_reported_together_but_not_endlessly() -> None:
+    error = refused({"candidates": [{"prise": 1}, {"prise": 1}, {"prise": 1, "x": 2}]})
+    assert [p.loc for p in error.problems] == [
+        ["candidates", 0, "prise"],
+        ["candidates", 1, "prise"],
+        ["candidates", 2, "prise"],
+        ["candidates", 2, "x"],
+    ]
+    many = refused({"candidates": [{f"x{i}": 1 for i in range(50)}]})
+    assert len(many.problems) == 10
+
+
+@pytest.mark.parametrize(
+    ("where", "path"),
+    [
+        ("user.user_id", ["user", "user_id"]),
+        ("candidates.3.price", ["candidates", 3, "price"]),
+        ("candidates.3.tags.2", ["candidates", 3, "tags", 2]),
+        ("candidates.0.a.b", ["candidates", 0, "a.b"]),
+    ],
+)
+def test_the_encoders_complaint_becomes_a_path(where: str, path: list[Any]) -> None:
+    error = refused_value(RequestError("expected a number, got text", where=where, remedy="send 1.5"), COLUMNS)
+    assert error.problems[0].loc == path
+    assert error.problems[0].msg == "expected a number, got text; send 1.5"

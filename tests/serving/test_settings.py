@@ -1,0 +1,30 @@
+"""Settings come from the environment or the command line, and a wrong one is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from ctr_models.errors import ConfigError
+from serving.settings import Settings
+
+
+def test_the_command_line_wins_over_the_environment() -> None:
+    environment = {"SLUICE_MODEL": "a", "SLUICE_PORT": "9000", "HOME": "/"}
+    settings = Settings.from_env(environment, model="b", port=None, host="::1")
+    assert (settings.model, settings.port, settings.host) == ("b", 9000, "::1")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "no model to serve. give --model models:/name@champion, or set SLUICE_MODEL."),
+        ({"SLUICE_MODEL": "a", "SLUICE_PROT": "1"}, "SLUICE_PROT: no such setting. did you mean 'SLUICE_PORT'?"),
+        ({"SLUICE_MODEL": "a", "SLUICE_PORT": "x"}, "server settings: port: "),
+        ({"SLUICE_MODEL": "a", "SLUICE_PORT": "70000"}, "server settings: port: must be at most 65535, got '70000'"),
+        ({"SLUICE_MODEL": "a", "SLUICE_WORKERS": "0"}, "server settings: workers: must be at least 1, got '0'"),
+    ],
+)
+def test_wrong_settings_are_named(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_env(environment)
+    assert str(caught.value).startswith(message)
