@@ -97,8 +97,8 @@ def features(config: _Config = None, override: _Override = None, json_path: _Jso
 def world(
     out: Annotated[Path, typer.Option("--out", help="The folder; one Parquet file a day is written into it.")],
     rows: Annotated[int, typer.Option(min=1, help="Rows, all days together.")] = 400_000,
-    users: Annotated[int, typer.Option(min=10)] = 5_000,
-    items: Annotated[int, typer.Option(min=20)] = 2_000,
+    users: Annotated[int, typer.Option(min=10)] = 2_000,
+    items: Annotated[int, typer.Option(min=20)] = 600,
     days: Annotated[int, typer.Option(min=1, help="Days from 2026-01-01 on.")] = 14,
     seed: Annotated[int, typer.Option(min=0)] = 2026,
     strength: Annotated[float, typer.Option(min=0, help="How much there is to learn.")] = 1.0,

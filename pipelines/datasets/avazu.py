@@ -11,7 +11,7 @@ from ctr_models.errors import DataError
 from ctr_models.schema import Role
 from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, register_dataset
 from pipelines.datasets.config import SplitConfig
-from pipelines.datasets.files import expand, fingerprint, need_path, reading, scan_csv
+from pipelines.datasets.files import expand, fingerprint, header_of, need_path, scan_csv
 from pipelines.features.spec import Column, FeatureSpec, Vocabulary
 
 _PUBLISHED = "the published file is train.csv (train.gz) of Kaggle's Avazu Click-Through Rate Prediction"
@@ -57,8 +57,7 @@ class Avazu(Dataset):
         if path.is_dir():
             named = [p for p in (path / "train.csv", path / "train.gz", path / "train") if p.is_file()]
             path = named[0] if named else expand(path, (".csv", ".gz"), what="Avazu")[0]
-        with reading(path):
-            header = pl.read_csv(path, n_rows=0).columns
+        header = header_of(path)
         missing = [n for n in ("click", "hour", *FIELDS) if n not in header]
         if missing:
             raise DataError(

@@ -38,20 +38,22 @@ TAGS = tuple(f"tag-{i:02d}" for i in range(40))
 DEVICES = ("phone", "tablet", "desktop", "tv")
 CHANNELS = ("home", "search", "feed", "mail")
 CAMPAIGNS = tuple(f"campaign-{i:03d}" for i in range(500))
-_TASTE = 4
+_TASTE = 2
 """Dimension of the latent tastes."""
+_RANK = 2
+"""Rank of the interaction tables: what a model with embeddings can express."""
 
 WEIGHTS = {
     "quality": 0.35,
-    "position": 0.45,
+    "position": 0.40,
     "city": 0.20,
-    "segment x category": 0.55,
-    "daypart x category x device": 0.55,
-    "taste": 0.60,
-    "price | segment": 0.55,
-    "brand | category": 0.50,
+    "segment x category": 0.60,
+    "daypart x category x device": 0.45,
+    "taste": 0.45,
+    "price | segment": 0.60,
+    "brand | category": 0.55,
     "tags | device, channel": 0.50,
-    "rating | age": 0.35,
+    "rating | age": 0.40,
 }
 """Standard deviation, over rows, of each term of the logit at strength 1. ``a x b`` is an interaction of that
 order; ``a | b`` is an effect of a that exists only for some values of b."""
@@ -61,14 +63,14 @@ class ClickWorldOptions(DatasetOptions):
     """Size and character of the world; together they decide every byte of it."""
 
     rows: int = Field(400_000, ge=1)
-    users: int = Field(5_000, ge=10)
-    items: int = Field(2_000, ge=20)
+    users: int = Field(2_000, ge=10)
+    items: int = Field(600, ge=20)
     days: int = Field(14, ge=1, le=3650)
     seed: int = Field(2026, ge=0)
     strength: float = Field(1.0, ge=0, le=10)
     """Multiplies the logit's spread; at 0 every row has the same probability."""
     drift: float = Field(1.0, ge=0, le=10)
-    """How fast tastes turn: at 1 a user's taste comes round in 20 to 60 days."""
+    """How fast tastes turn: at 1 a user's taste comes round in 30 to 90 days."""
     click_rate: float = Field(0.2, gt=0, lt=1)
     until_day: int | None = Field(None, ge=1)
     """Read only the first so many days: how far the world has come."""
@@ -123,7 +125,7 @@ class World:
         self.device = _draw(make, np.array([0.55, 0.1, 0.25, 0.1]), users)
         self.activity = np.exp(0.8 * make.standard_normal(users))
         self.taste = make.standard_normal((users, 2, _TASTE))
-        self.turn = options.drift * 2 * np.pi / make.uniform(20, 60, users)  # radians a day
+        self.turn = options.drift * 2 * np.pi / make.uniform(30, 90, users)  # radians a day
         self.phase = make.uniform(0, 2 * np.pi, users)
 
         self.category = make.integers(0, len(CATEGORIES), items)
@@ -139,13 +141,14 @@ class World:
         self.tags = np.argsort(make.random((items, len(TAGS))), axis=1)[:, :4]
         self.popularity = np.exp(make.standard_normal(items))
         centre = make.standard_normal((len(CATEGORIES), _TASTE))
-        self.vector = centre[self.category] + 0.5 * make.standard_normal((items, _TASTE))
+        self.vector = centre[self.category] + 0.4 * make.standard_normal((items, _TASTE))
 
         self.quality = make.standard_normal(items)
         self.city_effect = make.standard_normal(len(CITIES)) * (make.permutation(len(CITIES)) < len(CITIES) // 10)
-        self.segment_category = make.standard_normal((len(SEGMENTS), len(CATEGORIES)))
-        cube = (4, len(CATEGORIES), len(DEVICES))
-        self.cube = make.choice([-1.0, 1.0], cube) * (make.random(cube) < 0.5)
+        pair = make.standard_normal((len(SEGMENTS), _RANK)), make.standard_normal((len(CATEGORIES), _RANK))
+        self.pair = np.einsum("sr,cr->sc", *pair)
+        cube = [make.standard_normal((n, _RANK)) for n in (4, len(CATEGORIES), len(DEVICES))]
+        self.cube = np.einsum("pr,cr,dr->pcd", *cube)
         self.price_matters = make.permutation(np.repeat([0.0, -1.0, 0.6], (5, 2, 1)))  # (segments,)
         self.brand_effect = make.standard_normal(len(BRANDS)) * (make.permutation(len(BRANDS)) < len(BRANDS) // 2)
         self.brand_matters = make.permutation(len(CATEGORIES)) < 6
@@ -218,7 +221,7 @@ class World:
             "quality": self.quality[item],
             "position": -np.log2(at["position"] + 1),
             "city": self.city_effect[self.city[user]],
-            "segment x category": self.segment_category[segment, category],
+            "segment x category": self.pair[segment, category],
             "daypart x category x device": self.cube[daypart, category, device],
             "taste": (taste * self.vector[item]).sum(1),
             "price | segment": self.price_matters[segment] * self.price_z[item],

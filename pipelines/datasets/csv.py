@@ -11,7 +11,7 @@ from pydantic import Field
 from ctr_models.errors import DataError, nearest
 from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, register_dataset
 from pipelines.datasets.config import SplitConfig
-from pipelines.datasets.files import expand, fingerprint, reading, scan_csv, three_parts
+from pipelines.datasets.files import expand, fingerprint, header_of, reading, scan_csv, three_parts
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".gz")
 _TYPES: dict[str, pl.DataType] = {
@@ -80,8 +80,7 @@ class Csv(Dataset):
             "infer_schema_length": self.options.infer_rows,
             "try_parse_dates": True,
         }
-        with reading(first):
-            found = pl.read_csv(first, separator=separator, n_rows=0).columns
+        found = header_of(first, separator)
         if self.options.columns is not None:
             if len(self.options.columns) != len(found):
                 raise DataError(
@@ -115,6 +114,8 @@ def sniff_separator(path: Path) -> str:
     if path.suffix == ".tsv":
         return "\t"
     with reading(path):
-        first = pl.read_csv(path, has_header=False, n_rows=1, separator="\x01", quote_char=None, infer_schema=False)
+        first = pl.read_csv(
+            path, has_header=False, n_rows=1, separator="\x01", quote_char=None, infer_schema=False, glob=False
+        )
     line = str(first.row(0)[0]) if len(first) else ""
     return max(",\t;|", key=line.count)

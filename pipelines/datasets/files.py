@@ -175,9 +175,9 @@ def scan_parquet(files: Sequence[Path]) -> pl.LazyFrame:
     first: pl.Schema | None = None
     for path in files:
         with reading(path):
-            schema = pl.read_parquet_schema(path)
+            schema = pl.scan_parquet(path, glob=False).collect_schema()
         if first is None:
-            first = pl.Schema(schema)
+            first = schema
         elif dict(schema) != dict(first):
             odd = sorted({n for n, t in schema.items() if first.get(n) != t} | (set(first) - set(schema)))
             raise DataError(
@@ -186,6 +186,12 @@ def scan_parquet(files: Sequence[Path]) -> pl.LazyFrame:
                 remedy="write all files with the same columns",
             )
     return pl.scan_parquet(list(files), glob=False)
+
+
+def header_of(path: Path, separator: str = ",") -> list[str]:
+    """Return the first row of a delimited file: the names of its columns, if it has a header."""
+    with reading(path):
+        return pl.read_csv(path, n_rows=0, separator=separator, glob=False).columns
 
 
 def scan_csv(files: Sequence[Path], **options: Any) -> pl.LazyFrame:
@@ -203,8 +209,7 @@ def scan_csv(files: Sequence[Path], **options: Any) -> pl.LazyFrame:
         for path in files:
             if path.stat().st_size == 0:
                 raise DataError("the file is empty", where=str(path), remedy="a header and rows are wanted")
-            with reading(path):
-                names = list(pl.read_csv(path, n_rows=0, separator=options.get("separator", ",")).columns)
+            names = header_of(path, options.get("separator", ","))
             if header is None:
                 header = names
             elif names != header:

@@ -69,7 +69,7 @@ class Frappe(Dataset):
 
     def _with_negatives(self, path: Path) -> pl.DataFrame:
         with reading(path):
-            uses = pl.read_csv(path, separator="\t", infer_schema=False)
+            uses = pl.read_csv(path, separator="\t", infer_schema=False, glob=False)
         _check(uses.columns, path)
         users = uses["user"].rank("dense").to_numpy().astype(np.int64)
         apps = uses["item"].unique().sort()

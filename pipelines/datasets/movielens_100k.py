@@ -116,7 +116,7 @@ class MovieLens100K(Dataset):
 def _recbole(inter: Path, user: Path, item: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     def read(path: Path) -> pl.DataFrame:
         # A header cell is name:type, for example user_id:token.
-        frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
+        frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False, glob=False)
         return frame.rename(lambda name: name.partition(":")[0])
 
     ratings = read(inter).with_columns(

@@ -134,7 +134,7 @@ def _fixed(
 ) -> tuple[dict[str, RawPart], SplitConfig]:
     """The task ``ctr`` in the rows, the order and the parts that the split file gives."""
     with reading(split):
-        table = pl.read_parquet(split)
+        table = pl.read_parquet(split, glob=False)
         wanted = table.with_columns(pl.col("user_id", "movie_id").cast(pl.Int64), pl.col("split").cast(pl.String))
     frame = wanted.join(ratings, on=["user_id", "movie_id"], how="left", maintain_order="left")
     bad = frame.filter(pl.col("rating").is_null() | (pl.col("rating") == 3))
@@ -153,7 +153,7 @@ def _fixed(
 
 
 def _parquet(ratings: Path, users: Path, movies: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    frame = pl.read_parquet(ratings)
+    frame = pl.read_parquet(ratings, glob=False)
     order = next((n for n in ("timestamp", "position") if n in frame.columns), None)
     if order is None:
         raise DataError(
@@ -163,8 +163,8 @@ def _parquet(ratings: Path, users: Path, movies: Path) -> tuple[pl.DataFrame, pl
         )
     return (
         _typed(frame.rename({order: "order"})).select("user_id", "movie_id", "rating", "order"),
-        _typed(pl.read_parquet(users, columns=["user_id", "gender", "age", "occupation", "zip"])),
-        _typed(pl.read_parquet(movies, columns=["movie_id", "genres"])),
+        _typed(pl.read_parquet(users, glob=False, columns=["user_id", "gender", "age", "occupation", "zip"])),
+        _typed(pl.read_parquet(movies, glob=False, columns=["movie_id", "genres"])),
     )
 
 

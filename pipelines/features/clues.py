@@ -59,7 +59,8 @@ def several_values(series: pl.Series) -> tuple[str | None, pl.Series] | None:
         elements = text.str.split(separator)
         inner = elements.explode().str.strip_chars()
         # A set's members come back in other rows and combinations; the words of a name or an address hardly do.
-        if inner.n_unique() < 0.5 * text.n_unique() and inner.str.len_chars().to_numpy().max() <= 40:
+        limit = text.n_unique() if separator in "|;" else 0.5 * text.n_unique()
+        if inner.n_unique() <= limit and inner.str.len_chars().to_numpy().max() <= 40:
             return separator, series.str.split(separator)
     return None
 

@@ -199,7 +199,7 @@ def _open(path: Path, sample: int) -> tuple[Source, pl.DataFrame]:
 def _leading_zeros(path: Path, sample: int) -> list[str]:
     """Columns of digits that begin with 0, such as zip codes: reading them as numbers would join 007 and 7."""
     with reading(path):
-        text = pl.read_csv(path, separator=sniff_separator(path), n_rows=sample, infer_schema=False)
+        text = pl.read_csv(path, separator=sniff_separator(path), n_rows=sample, infer_schema=False, glob=False)
     return [c.name for c in text if c.str.contains(r"^0\d+$").any() and c.drop_nulls().str.contains(r"^\d+$").all()]
 
 
@@ -330,6 +330,8 @@ class _Look:
             return None
         if kind.is_nested() or kind == pl.Binary or kind == pl.Object:
             return f"values of type {kind} can't be encoded"
+        if kind == pl.String and name.lower() in _TIMES and name != self.time:
+            return "times written as text; write them as datetimes to split by time"
         if kind.is_temporal():
             return "a second date or time; derive an hour, a weekday or an age from it to use it"
         if distinct == 1:
