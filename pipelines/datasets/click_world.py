@@ -48,12 +48,12 @@ WEIGHTS = {
     "position": 0.40,
     "city": 0.20,
     "segment x category": 0.60,
-    "daypart x category x device": 0.45,
-    "taste": 0.45,
-    "price | segment": 0.60,
-    "brand | category": 0.55,
+    "daypart x category x device": 0.30,
+    "taste": 0.35,
+    "price | segment": 0.65,
+    "brand | category": 0.60,
     "tags | device, channel": 0.50,
-    "rating | age": 0.40,
+    "rating | age": 0.45,
 }
 """Standard deviation, over rows, of each term of the logit at strength 1. ``a x b`` is an interaction of that
 order; ``a | b`` is an effect of a that exists only for some values of b."""
