@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from pipelines.config import RunConfig
     from pipelines.datasets.base import RawData
     from pipelines.features.prepare import EncodedData
@@ -146,7 +144,9 @@ def _release(
     import json
 
     from pipelines.release.bundle import Bundle
+    from pipelines.release.golden import golden_rows
 
+    test = raw.parts.get("test") or raw.parts["all"]
     bundle = result.run_dir / "bundle"
     if not (once and bundle.exists()):
         Bundle.create(
@@ -155,7 +155,7 @@ def _release(
             state=data.state,
             config=json.loads(config.model_dump_json(exclude_none=True)),
             metrics=result.metrics,
-            golden=golden_rows(raw, data, GOLDEN_ROWS),
+            golden=golden_rows(test.frame, data.state.spec, rows=GOLDEN_ROWS),
         )
     version = None
     if config.tracking.enabled:
@@ -177,23 +177,6 @@ def _release(
             )
         )
     return {"bundle": str(bundle), "version": version}
-
-
-def golden_rows(raw: RawData, data: EncodedData, count: int) -> pl.DataFrame:
-    """Return the first test rows, raw: a bundle replays them whenever it is loaded."""
-    import polars as pl
-
-    chosen = data.frame("test").select("__row__").head(count).collect()["__row__"]
-    part = raw.parts.get("test") or raw.parts["all"]
-    known = part.frame.collect_schema().names()
-    wanted = [name for name in data.state.spec.request_columns if name in known]
-    return (
-        part.frame.with_row_index("__row__")
-        .filter(pl.col("__row__").is_in(chosen.implode()))
-        .select(wanted)
-        .head(count)
-        .collect(engine="streaming")
-    )
 
 
 def _show(
