@@ -31,11 +31,14 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Run the command line. A user's error is one line and exit code 2; anything else is a traceback."""
-    from ctr_models.errors import SluiceError
-
     try:
         build_app()()
-    except SluiceError as error:
+    except Exception as error:
+        # Imported here, since the package behind it brings torch, which --help has no use for.
+        from ctr_models.errors import SluiceError
+
+        if not isinstance(error, SluiceError):
+            raise
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(2)
 
