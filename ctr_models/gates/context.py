@@ -24,8 +24,8 @@ class ContextConfig(GateConfig):
 
     context: str | tuple[str, ...] = Field("self", min_length=1)
     """``learned``: one learned vector. ``self``: what is gated. ``user``, ``item``, ``context``: the fields of
-    that role, histories left out. Or names of fields. ``+`` joins roles and names: ``user+hour``. A list gives
-    each stream of the model its own."""
+    that role, histories left out. Or the name of a field, where no field has such a role. ``+`` joins several:
+    ``user+hour``. A list gives each stream of the model its own."""
     tables: Literal["own", "shared"] = "own"
     """Whether context fields have tables of their own, as published, or share the model's embeddings."""
 
@@ -103,15 +103,14 @@ def _field_names(schema: Schema, word: str, where: str) -> tuple[str, ...]:
     candidates: list[DenseField | IdField] = [*schema.dense, *schema.sparse]
     known = [f.name for f in schema.fields]
     for part in word.split("+"):
-        if part in known:
-            names.append(part)
-            continue
-        if part not in ROLES:
-            raise ConfigError(f"no field {part!r}", where=where, remedy=nearest(part, [*known, *ROLES, *INNER]))
         found = [f.name for f in candidates if f.role == part]
-        if not found:
+        if not found and part in known:
+            found = [part]
+        if not found and part in ROLES:
             raise ConfigError(
                 f"no field has role {part!r}", where=where, remedy="set role on a feature, or name fields"
             )
+        if not found:
+            raise ConfigError(f"no field {part!r}", where=where, remedy=nearest(part, [*known, *ROLES, *INNER]))
         names.extend(found)
     return tuple(dict.fromkeys(names))

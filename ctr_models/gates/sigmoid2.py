@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ctr_models.errors import ConfigError
@@ -17,7 +17,7 @@ class Sigmoid2Config(ContextConfig):
     """Settings of gate ``sigmoid2``."""
 
     context: str | tuple[str, ...] = Field("learned", min_length=1)
-    hidden: tuple[int, ...] = (64,)
+    hidden: tuple[PositiveInt, ...] = (64,)
     """Hidden layers of the gate's perceptron; none makes it one Linear."""
     activation: Activation = "relu"
     learned_size: int = Field(16, ge=1)

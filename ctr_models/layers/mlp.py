@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
@@ -21,7 +21,7 @@ class MLPConfig(BaseModel):
     """Hidden layers of a perceptron."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    hidden: tuple[int, ...] = Field((400, 400, 400), min_length=1)
+    hidden: tuple[PositiveInt, ...] = Field((400, 400, 400), min_length=1)
     activation: Activation = "relu"
     dropout: float = Field(0.0, ge=0, lt=1)
     batch_norm: bool = False

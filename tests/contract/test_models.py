@@ -178,7 +178,7 @@ def test_compiled_it_is_the_same(name: str) -> None:
 
 @every_model
 def test_a_misspelt_option_is_named(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"model: embeding_std: unknown key.*did you mean 'embedding_std'"):
+    with pytest.raises(ConfigError, match=r"^model.embeding_std: unknown key.*did you mean 'embedding_std'"):
         create_model(name, PLAIN, embeding_std=1)
 
 

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from ctr_models.errors import ConfigError
+from ctr_models.gates import GateShape, GateSpec
+
+
+def test_a_gate_is_read_from_a_name_or_a_mapping() -> None:
+    assert GateSpec.parse("none").name == "none"
+    assert GateSpec.parse({"name": "sigmoid2", "hidden": [8]}).options == {"hidden": [8]}
+    spec = GateSpec(name="sigmoid2")
+    assert GateSpec.parse(spec) is spec
+
+
+def test_the_hash_counts_defaults_and_not_the_order_of_options() -> None:
+    first = GateSpec.parse({"name": "sigmoid2", "hidden": [8], "context": "self"})
+    second = GateSpec.parse({"context": "self", "name": "sigmoid2", "hidden": [8], "start": "paper"})
+    assert first.hash == second.hash
+    assert len(first.hash) == 12
+    assert first.hash != GateSpec.parse({"name": "sigmoid2", "hidden": [9], "context": "self"}).hash
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("sigmoid3", "unknown gate 'sigmoid3'. did you mean 'sigmoid"),
+        ({"hidden": [3]}, "a gate needs a name"),
+        ({"name": "sigmoid2", "hiden": [3]}, "^hiden: unknown key. did you mean 'hidden'"),
+        ({"name": "sigmoid2", "start": "zero"}, "^start: unknown value 'zero'. known: 'identity', 'paper'"),
+        ({"name": "sigmoid2", "context": []}, "^context: must hold at least 1"),
+        ({"name": "sigmoid2", "hidden": [0]}, "^hidden.0: must be greater than 0"),
+        ({"name": "squeeze_excite", "reduction": 0}, "^reduction: must be at least 1"),
+    ],
+)
+def test_a_wrong_gate_is_explained(given: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GateSpec.parse(given)  # type: ignore[arg-type]
+
+
+def test_a_slot_that_does_not_fit_names_those_that_do() -> None:
+    with pytest.raises(ConfigError, match=r"it fits \['feature', 'field'\]; this slot takes .*'sigmoid'"):
+        GateSpec(name="sigmoid2").build(GateShape(slot="cross", width=4))
