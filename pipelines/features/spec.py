@@ -173,6 +173,10 @@ class FeatureSpec(_Strict):
                     raise ValueError(
                         f"column {c.name!r} shares table {c.table!r}, which no id column is named after"
                     )
+                if (owner.kind == "numeric") != (c.kind == "numeric" and c.id_kind is not None):
+                    raise ValueError(
+                        f"column {c.name!r} and its table {c.table!r}: one is cut into buckets, one isn't"
+                    )
                 if owner.table not in (None, owner.name):
                     raise ValueError(f"column {c.name!r} shares table {c.table!r}, which itself shares another")
                 if c.encode is not None and c.encode != owner.encoding:

@@ -1,0 +1,230 @@
+"""Fitting: one pass over the training rows that counts, measures and summarises every column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from ctr_models.errors import DataError
+from pipelines.features.canonical import DTYPES, Type, canonical_series, type_of
+from pipelines.features.encoders import flat_lists, floats, hash_ids, log_ids, prepared
+from pipelines.features.spec import Column, FeatureSpec, Hash, LogBucket, Quantile, Standard, Vocabulary
+from pipelines.features.state import FeatureState, Table
+from pipelines.features.summaries import Counter, Moments, Quantiles
+from pipelines.features.validate import check_schema, reading
+
+CHUNK = 65_536
+"""Rows that are looked at together."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A column as its distinct values and, for each row, which of them it holds.
+
+    Args:
+        values: D distinct raw values.
+        index: (N,) int32; -1 where the row has none.
+    """
+
+    values: pl.Series
+    index: np.ndarray
+
+
+RawColumn = pl.Series | Coded
+
+
+def types_of(spec: FeatureSpec, schema: Mapping[str, pl.DataType]) -> dict[str, Type]:
+    """Return the canonical type of every raw column that is encoded."""
+    names = dict.fromkeys([c.column for c in spec.columns] + ([spec.user] if spec.user else []))
+    return {name: type_of(schema[name]) or "text" for name in names}
+
+
+def count(spec: FeatureSpec, frame: pl.LazyFrame, *, source: str) -> FeatureState:
+    """Summarise raw rows; see :meth:`FeatureState.count`."""
+    with reading(source):
+        schema = frame.collect_schema()
+    check_schema(spec, schema, source)
+    fitter = Fitter(spec, types_of(spec, schema), source)
+    for batch in batches(frame.select(fitter.columns), source):
+        fitter.add({name: batch[name] for name in fitter.columns}, len(batch))
+    return fitter.state()
+
+
+def batches(frame: pl.LazyFrame, source: str) -> Iterator[pl.DataFrame]:
+    """Yield a frame's rows in their order, ``CHUNK`` at a time, so that sums don't hang on the engine's threads."""
+    with reading(source):
+        yield from frame.collect_batches(chunk_size=CHUNK, maintain_order=True, engine="streaming")
+
+
+class Fitter:
+    """Takes the training rows in chunks and gives the summed-up state.
+
+    A shared table is fitted on its owner's values and on those of every column that shares it, except a
+    history made from a column that is counted already.
+
+    Args:
+        spec: the definition.
+        types: canonical type of each raw column.
+        source: the file that messages name.
+    """
+
+    def __init__(self, spec: FeatureSpec, types: dict[str, Type], source: str) -> None:
+        self._spec, self._types, self._source = spec, types, source
+        self._uses: dict[str, list[_Use]] = {}
+        self._tables: dict[str, _TableFit] = {}
+        self._moments: dict[str, _MomentsFit] = {}
+        self._codes: dict[str, tuple[pl.Series, np.ndarray]] = {}
+        self._rows = 0
+        counted = set()
+        owners_first = sorted(spec.columns, key=lambda c: c.table not in (None, c.name))
+        for c in owners_first:
+            if isinstance(c.encoding, Standard):
+                self._moments[c.name] = _MomentsFit(c.encoding)
+                self._uses.setdefault(c.column, []).append(self._moments[c.name])
+                continue
+            owner = spec.owner(c)
+            if owner.name not in self._tables:
+                kind: Type = "float" if owner.kind == "numeric" else types[owner.column]
+                self._tables[owner.name] = _TableFit(owner, kind)
+            lists = c.kind in ("multi", "sequence") and c.from_log is None
+            key = (owner.name, c.column, c if lists else None)
+            if key not in counted:
+                counted.add(key)
+                self._uses.setdefault(c.column, []).append(_Contribution(self._tables[owner.name], c, lists))
+
+    @property
+    def columns(self) -> list[str]:
+        """The raw columns that are read."""
+        return list(self._uses)
+
+    def add(self, chunk: Mapping[str, RawColumn], rows: int, chosen: np.ndarray | None = None) -> None:
+        """Take the next rows.
+
+        Args:
+            chunk: the raw columns; a coded one must have the same values in every chunk.
+            rows: their number.
+            chosen: (rows,) bool, the rows to count; all by default.
+        """
+        self._rows += rows if chosen is None else int(chosen.sum())
+        keep = None if chosen is None or chosen.all() else chosen
+        for name in self._uses:
+            column = chunk[name]
+            if isinstance(column, Coded):
+                index = column.index if keep is None else column.index[keep]
+                if name not in self._codes:
+                    self._codes[name] = (column.values, np.zeros(len(column.values) + 1, dtype=np.int64))
+                seen = self._codes[name][1]
+                if len(seen) < len(index):
+                    seen += np.bincount(index + 1, minlength=len(seen))
+                else:  # adding up whole arrays would cost more than the rows do
+                    np.add.at(seen, index + 1, 1)
+            else:
+                self._take(name, column if keep is None else column.filter(pl.Series(keep)), None)
+
+    def _take(self, name: str, values: pl.Series, counts: np.ndarray | None) -> None:
+        for use in self._uses[name]:
+            try:
+                use.take(values, counts)
+            except ValueError as error:
+                raise DataError(
+                    str(error), where=f"{self._source}: column {name}", remedy="write one type of value in a column"
+                ) from None
+
+    def state(self) -> FeatureState:
+        """Return the state, without ids."""
+        for name, (values, seen) in self._codes.items():
+            there = np.flatnonzero(seen[1:])
+            self._take(name, values[there], seen[1:][there])
+            if seen[0]:
+                self._take(name, pl.Series(values.name, [None], dtype=values.dtype), seen[:1])
+        self._codes.clear()
+        return FeatureState(
+            self._spec,
+            self._types,
+            {name: fit.table() for name, fit in self._tables.items()},
+            {name: fit.moments for name, fit in self._moments.items()},
+            self._rows,
+        )
+
+
+class _Use:
+    """What one feature does with the values of its raw column."""
+
+    def take(self, values: pl.Series, counts: np.ndarray | None) -> None:
+        """Take raw values, each once or ``counts`` times."""
+        raise NotImplementedError
+
+
+class _MomentsFit(_Use):
+    def __init__(self, encoding: Standard) -> None:
+        self.encoding, self.moments = encoding, Moments()
+
+    def take(self, values: pl.Series, counts: np.ndarray | None) -> None:
+        x = prepared(floats(values), self.encoding)
+        self.moments = self.moments.merge(Moments.of(x, counts))
+
+
+class _TableFit:
+    """Counts for one table."""
+
+    def __init__(self, owner: Column, kind: Type) -> None:
+        self.owner, self.kind, self.encoding = owner, kind, owner.encoding
+        self.counter = Counter(DTYPES[kind]() if isinstance(self.encoding, Vocabulary) else pl.Int64())
+        self.quantiles, self.missing = Quantiles.empty(), 0
+
+    def values(self, values: pl.Series, counts: np.ndarray | None) -> None:
+        """Take canonical values."""
+        if values.null_count():
+            known = values.is_not_null().to_numpy()
+            self.missing += int(len(known) - known.sum() if counts is None else counts[~known].sum())
+            values, counts = values.drop_nulls(), None if counts is None else counts[known]
+        if isinstance(self.encoding, Hash):
+            values = pl.Series(hash_ids(values, self.encoding.buckets, self.encoding.salt)).cast(pl.Int64)
+        self.counter.add(values, counts)
+
+    def numbers(self, x: np.ndarray, counts: np.ndarray | None) -> None:
+        """Take numbers, NaN where missing."""
+        known = ~np.isnan(x)
+        self.missing += int((~known).sum() if counts is None else counts[~known].sum())
+        x, counts = x[known], None if counts is None else counts[known]
+        if isinstance(self.encoding, Quantile):
+            self.quantiles = self.quantiles.merge(Quantiles.of(x, counts))
+        else:
+            assert isinstance(self.encoding, LogBucket)
+            self.counter.add(pl.Series(log_ids(x, self.encoding)).cast(pl.Int64), counts)
+
+    def table(self) -> Table:
+        """Return the table, without ids where these are to be given."""
+        empty = np.empty(0, dtype=np.int64)
+        frame = self.counter.frame()
+        table = Table(
+            self.owner.name,
+            self.kind,
+            self.encoding,
+            frame["value"][:0],
+            empty,
+            empty.astype(np.int32),
+            self.missing,
+            self.quantiles,
+        )
+        fixed = pl.lit(0) if isinstance(self.encoding, Vocabulary) else pl.col("value")
+        return table.counted(frame.with_columns(fixed.alias("id")))
+
+
+class _Contribution(_Use):
+    """A column's share in its table."""
+
+    def __init__(self, table: _TableFit, column: Column, lists: bool) -> None:
+        self.table, self.column, self.lists = table, column, lists
+
+    def take(self, values: pl.Series, counts: np.ndarray | None) -> None:
+        if self.column.kind == "numeric":
+            self.table.numbers(floats(values), counts)
+            return
+        if self.lists:
+            values, lengths = flat_lists(values, self.column)
+            counts = None if counts is None else np.repeat(counts, lengths)
+        self.table.values(canonical_series(values, self.table.kind), counts)

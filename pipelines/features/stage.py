@@ -1,0 +1,273 @@
+"""The staged log: the raw source scanned once, checked, typed and coded, so that all later passes are cheap.
+
+Text becomes 32-bit codes into a dictionary that lives in memory while the source is read; what only feeds
+numbers becomes float64. Encoding a text column later means encoding its dictionary once, then one look-up a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ctr_models.errors import DataError
+from pipelines.features.canonical import Type, is_list, type_of
+from pipelines.features.encoders import floats
+from pipelines.features.fit import CHUNK, Coded, RawColumn, types_of
+from pipelines.features.spec import FeatureSpec
+from pipelines.features.validate import ContentCheck, check_schema, reading, time_key
+
+LABEL, TIME = "__label__", "__time__"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows as they came, and the file that messages name."""
+
+    name: str
+    frame: pl.LazyFrame
+    path: Path
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A log on disk, ready for fitting and encoding.
+
+    Args:
+        file: typed Parquet, ``CHUNK`` rows a row group.
+        dictionaries: distinct texts by column; the file holds their places, -1 where missing.
+        parts: first and last row + 1 of every part of the source, by name.
+        types: canonical types of the encoded columns.
+        dtypes: of the source's columns.
+    """
+
+    file: Path
+    dictionaries: dict[str, pl.Series]
+    parts: dict[str, tuple[int, int]]
+    types: dict[str, Type]
+    dtypes: dict[str, pl.DataType]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all parts."""
+        return max(stop for _, stop in self.parts.values())
+
+    def chunks(self, columns: Sequence[str]) -> Iterator[tuple[slice, dict[str, RawColumn]]]:
+        """Yield the rows in order: which they are, and the wanted columns (``__label__`` and ``__time__`` too)."""
+        with pq.ParquetFile(self.file) as file:
+            start = 0
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=list(columns), use_threads=False)
+                yield slice(start, start + table.num_rows), {n: self._column(n, table[n]) for n in columns}
+                start += table.num_rows
+
+    def whole(self, column: str) -> RawColumn:
+        """Return one column of all rows."""
+        table = pq.read_table(self.file, columns=[column], use_threads=False)
+        return self._column(column, table[column])
+
+    def _column(self, name: str, column: pa.ChunkedArray) -> RawColumn:
+        if name in self.dictionaries:
+            return Coded(self.dictionaries[name], column.to_numpy())
+        return pl.Series(name, column)
+
+
+def stage(
+    sources: Sequence[Source],
+    spec: FeatureSpec,
+    folder: Path,
+    *,
+    keep: Sequence[str] = (),
+    timed: bool = False,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Staged:
+    """Read every source once, check it, and write the typed log.
+
+    Args:
+        sources: the parts, in order.
+        spec: the definition.
+        folder: where the typed log is written.
+        keep: further columns that must be there.
+        timed: whether the timestamp is needed.
+        on_rows: told how many rows have passed.
+
+    Raises:
+        DataError: naming file, column, row and remedy.
+    """
+    schemas = []
+    for source in sources:
+        with reading(str(source.path)):
+            schemas.append(source.frame.collect_schema())
+        check_schema(spec, schemas[-1], str(source.path), keep)
+    dtypes = {name: _common(name, schemas, sources) for name in (*spec.raw_columns, *keep)}
+    return _Stager(spec, dtypes, folder, keep, timed).run(sources, on_rows)
+
+
+def _common(name: str, schemas: Sequence[Mapping[str, pl.DataType]], sources: Sequence[Source]) -> pl.DataType:
+    """The type that a column has in every part."""
+    found = list(dict.fromkeys(schema[name] for schema in schemas))
+    if len(found) == 1:
+        return found[0]
+    known = [d for d in found if d != pl.Null]
+    if len({type_of(d) for d in known}) == 1 and not any(is_list(d) for d in known):
+        return {"integer": pl.Int64(), "float": pl.Float64(), "text": pl.String()}.get(
+            str(type_of(known[0])), known[0]
+        )
+    if {type_of(d) for d in known} == {"integer", "float"} and not any(is_list(d) for d in known):
+        return pl.Float64()
+    first, other = found[0], next(i for i, schema in enumerate(schemas) if schema[name] != found[0])
+    raise DataError(
+        f"{schemas[other][name]} here, but {first} in {sources[0].path}",
+        where=f"{sources[other].path}: column {name}",
+        remedy="write the parts with the same types",
+    )
+
+
+class _Stager:
+    def __init__(
+        self, spec: FeatureSpec, dtypes: dict[str, pl.DataType], folder: Path, keep: Sequence[str], timed: bool
+    ) -> None:
+        self.spec, self.dtypes, self.timed = spec, dtypes, timed
+        self.types = types_of(spec, dtypes)
+        self.file = folder / "log.parquet"
+        self.raw = [n for n in self.types if n != spec.label or any(c.column == n for c in spec.columns)]
+        self.raw += [n for n in (*spec.keep, *keep) if n not in self.raw]
+        # A column that only feeds numbers is kept as numbers; text that is only kept is not worth a dictionary.
+        used = {n: {c.kind for c in spec.columns if c.column == n} for n in self.raw}
+        self.numbers = {
+            n
+            for n in self.raw
+            if used[n] == {"numeric"} and n not in (spec.user, *spec.keep, *keep) and dtypes[n].is_numeric()
+        }
+        coded = [n for n in self.raw if n in self.types and type_of(dtypes[n]) == "text" and not is_list(dtypes[n])]
+        self.codes = {n: _Codes() for n in coded}
+        self.writer: pq.ParquetWriter | None = None
+        self.parts: dict[str, tuple[int, int]] = {}
+        self.done = 0
+
+    def run(self, sources: Sequence[Source], on_rows: Callable[[int], None]) -> Staged:
+        failure: list[BaseException] = []
+        try:
+            for source in sources:
+                check = ContentCheck(self.spec, str(source.path))
+                first = self.done
+
+                def pass_by(frame: pl.DataFrame, check: ContentCheck = check) -> bool:
+                    try:
+                        self._batch(frame, check)
+                        on_rows(len(frame))
+                    except BaseException as error:  # polars would wrap it in an error of its own
+                        failure.append(error)
+                        return True
+                    return False
+
+                wanted = [n for n in dict.fromkeys((*self.spec.raw_columns, *self.raw)) if n in self.dtypes]
+                typed = source.frame.select(pl.col(n).cast(self.dtypes[n]) for n in wanted)
+                try:
+                    with reading(str(source.path)):
+                        typed.sink_batches(pass_by, chunk_size=CHUNK, maintain_order=True, engine="streaming")
+                finally:
+                    if failure:
+                        raise failure[0]
+                check.finish()
+                self.parts[source.name] = (first, self.done)
+        finally:
+            if self.writer is not None:
+                self.writer.close()
+        dictionaries = {name: codes.dictionary(name) for name, codes in self.codes.items()}
+        staged = Staged(self.file, dictionaries, self.parts, self.types, self.dtypes)
+        self._check_texts(staged, sources)
+        return staged
+
+    def _batch(self, frame: pl.DataFrame, check: ContentCheck) -> None:
+        if len(frame) == 0:
+            return
+        first = check.rows + 1
+        labels = check.batch(frame)
+        out: dict[str, pa.Array] = {}
+        for name in self.raw:
+            values = frame[name]
+            if name in self.codes:
+                out[name] = pa.array(self.codes[name].of(values))
+            elif name in self.numbers:
+                out[name] = pa.array(floats(values))
+            else:
+                array = values.rechunk().to_arrow()
+                out[name] = array
+        out[LABEL] = pa.array(labels)
+        if self.timed:
+            assert self.spec.timestamp is not None
+            out[TIME] = pa.array(time_key(frame[self.spec.timestamp], check.source, first))
+        table = pa.table(out)
+        if self.writer is None:
+            self.writer = open_writer(self.file, table.schema)
+        self.writer.write_table(table, row_group_size=CHUNK)
+        self.done += len(frame)
+
+    def _check_texts(self, staged: Staged, sources: Sequence[Source]) -> None:
+        for name, values in staged.dictionaries.items():
+            bad = ContentCheck(self.spec, "").bad_text(name, values)
+            if bad is None:
+                continue
+            place, problem, remedy = bad
+            coded = staged.whole(name)
+            assert isinstance(coded, Coded)
+            row = int(np.flatnonzero(coded.index == place)[0])
+            source = next(s for s in sources if row < self.parts[s.name][1])
+            where = f"{source.path}: column {name}, row {row - self.parts[source.name][0] + 1}"
+            raise DataError(problem, where=where, remedy=remedy)
+
+
+class _Codes:
+    """Numbers for the texts of one column, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._type = pl.Categorical(pl.Categories.random())
+        # polars drops the table of categories with the last Series of its type.
+        self._alive: pl.Series | None = None
+        self._size = 0
+
+    def of(self, values: pl.Series) -> np.ndarray:
+        """Return the code of each text, (N,) int32, -1 for null."""
+        if values.dtype == pl.Null or values.null_count() == len(values):
+            return np.full(len(values), -1, dtype=np.int32)
+        coded = values.cast(pl.String).cast(self._type)
+        self._alive = self._alive if self._alive is not None else coded[:0]
+        codes = coded.to_physical()
+        self._size = max(self._size, int(codes.max()) + 1)  # type: ignore[arg-type]
+        return codes.cast(pl.Int32).fill_null(-1).to_numpy()
+
+    def dictionary(self, name: str) -> pl.Series:
+        """Return the texts by code."""
+        if self._size == 0:
+            return pl.Series(name, [], dtype=pl.String)
+        codes = pl.Series(name, np.arange(self._size, dtype=np.uint32))
+        return codes.cat.to(self._type).cast(pl.String)
+
+
+def open_writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a Parquet file for columns that are mostly numbers: their bytes are split into streams, then lz4."""
+    flat = [f.name for f in schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
+    lists = [f"{f.name}.list.element" for f in schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type)]
+    numeric = [
+        f"{f.name}.list.element"
+        for f in schema
+        if (pa.types.is_list(f.type) or pa.types.is_large_list(f.type))
+        and (pa.types.is_integer(f.type.value_type) or pa.types.is_floating(f.type.value_type))
+    ]
+    split = [*flat, *numeric]
+    others = [f.name for f in schema if f.name not in flat and f"{f.name}.list.element" not in lists]
+    others += [name for name in lists if name not in numeric]
+    return pq.ParquetWriter(
+        file,
+        schema,
+        compression="lz4",
+        use_dictionary=others,
+        use_byte_stream_split=split,
+        write_statistics=False,
+    )
