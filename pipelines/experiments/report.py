@@ -7,6 +7,7 @@ theme.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -187,6 +188,6 @@ def _picture(figure: Figure, prefix: str) -> Any:
 
 
 def _number(value: object, digits: int = 5, signed: bool = False) -> str:
-    if not isinstance(value, int | float):
-        return "–" if value is None else str(value)
+    if not isinstance(value, int | float) or math.isnan(value):
+        return "–"
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")

@@ -8,13 +8,12 @@ Averaging the seeds' predictions first would estimate another thing, the differe
 smaller and has less variance than what is released. Two sources of chance are in D, and the interval covers both:
 
 - *rows*: other users would have come. A Poisson bootstrap over users, with the same weights for every arm and seed,
-  gives the covariance (S, S) of the seeds' differences. Its mean is the variance of D at fixed weights of the
-  models; the part of it that is not shared between seeds is v.
-- *seeds*: other initial weights would have been drawn. The sample variance s^2 of the seeds' differences holds this
-  and, once more, v. So what the rows don't explain, max(0, s^2 - v) / S, is added.
+  gives the covariance (S, S) of the seeds' differences; its mean is the variance of D with these very models.
+- *seeds*: other models would have been trained. The sample variance s^2 of the seeds' differences adds s^2 / S.
 
-The interval is D -+ t sqrt(variance) with Welch and Satterthwaite's degrees of freedom, so that three seeds count
-as three and not as many. With one seed it covers rows only.
+Noise of the rows that each seed has for itself is in both parts, which errs on the wide side. The interval is
+D -+ t sqrt(variance), with Welch and Satterthwaite's degrees of freedom, so that three seeds count as three and not
+as many; the tests simulate its coverage. With one seed it covers rows only.
 """
 
 from __future__ import annotations
@@ -272,9 +271,7 @@ def estimate(point: Floats, draws: Floats, clusters: int) -> Estimate:
     rows = max(0.0, float(covariance.mean()))
     if seeds == 1:
         return Estimate(float(point[0]), rows**0.5, clusters - 1)
-    spread = float(point.var(ddof=1))
-    own = float(covariance.trace() / seeds - (covariance.sum() - covariance.trace()) / (seeds * (seeds - 1)))
-    between = max(0.0, spread - max(0.0, own)) / seeds
+    between = float(point.var(ddof=1)) / seeds
     total = rows + between
     if total == 0:
         return Estimate(float(point.mean()), 0.0, clusters - 1)
