@@ -41,7 +41,12 @@ BAD = [
     ({"candidates": [{}] * 4}, ["candidates"], "too_many_candidates", "4 candidates, at most 3 are allowed"),
     ({"candidates": [{}], "usr": {}}, ["usr"], "extra_forbidden", "no such field; did you mean 'user'?"),
     ({"candidates": [{}], "user": None}, ["user"], "dict_type", "expected an object, got null"),
-    ({"candidates": [{}], "request_id": "a b"}, ["request_id"], "string_pattern_mismatch", "1 to 128 visible ASCII characters are allowed"),
+    (
+        {"candidates": [{}], "request_id": "a b"},
+        ["request_id"],
+        "string_pattern_mismatch",
+        "1 to 128 visible ASCII characters are allowed",
+    ),
     (
         {"candidates": [{}, {"prise": 1}]},
         ["candidates", 1, "prise"],

@@ -20,7 +20,10 @@ def test_the_command_line_wins_over_the_environment() -> None:
         ({}, "no model to serve. give --model models:/name@champion, or set SLUICE_MODEL."),
         ({"SLUICE_MODEL": "a", "SLUICE_PROT": "1"}, "SLUICE_PROT: no such setting. did you mean 'SLUICE_PORT'?"),
         ({"SLUICE_MODEL": "a", "SLUICE_PORT": "x"}, "server settings: port: "),
-        ({"SLUICE_MODEL": "a", "SLUICE_PORT": "70000"}, "server settings: port: must be at most 65535, got '70000'"),
+        (
+            {"SLUICE_MODEL": "a", "SLUICE_PORT": "70000"},
+            "server settings: port: must be at most 65535, got '70000'",
+        ),
         ({"SLUICE_MODEL": "a", "SLUICE_WORKERS": "0"}, "server settings: workers: must be at least 1, got '0'"),
     ],
 )

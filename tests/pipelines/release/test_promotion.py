@@ -66,17 +66,13 @@ def test_dry_run_decides_but_moves_nothing(uri: str) -> None:
     decision = promote("clicks", 2, dry_run=True, tracking_uri=uri)
     assert decision.allowed
     assert not decision.promoted
-    assert not rollback_possible(uri)
     assert aliases(uri) == {"champion": 1}
 
 
-def rollback_possible(uri: str) -> bool:
-    try:
-        rollback("clicks", dry_run=True, tracking_uri=uri)
-    except ArtifactError as error:
-        assert "has no previous version" in str(error)
-        return False
-    return True
+def test_there_may_be_nothing_to_go_back_to(uri: str) -> None:
+    promote("clicks", 1, tracking_uri=uri)
+    with pytest.raises(ArtifactError, match="has no previous version to go back to"):
+        rollback("clicks", tracking_uri=uri)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""The store is opened once, quietly, by any number of processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ctr_models.errors import ArtifactError
+from pipelines.release.store import connect, default_uri, experiment_id, locked
+
+OPEN = (
+    "import sys; from pipelines.release.store import connect; connect(sys.argv[1]).create_experiment(sys.argv[2])"
+)
+
+
+def test_processes_that_open_a_new_store_together_all_succeed_and_say_nothing(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path / "new")
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN, uri, f"e{i}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for i in range(3)
+    ]
+    said = [process.communicate(timeout=300)[0].decode() for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], said
+    assert said == ["", "", ""]
+    names = {e.name for e in connect(uri).search_experiments()}
+    assert {"e0", "e1", "e2"} <= names
+
+
+def test_the_lock_is_held_by_one_thread_and_lets_it_in_again(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    entered = threading.Event()
+
+    def other() -> None:
+        with locked(uri):
+            entered.set()
+
+    with locked(uri), locked(uri):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join(5)
+    assert entered.is_set()
+
+
+def test_files_of_an_experiment_lie_beside_the_database(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    client = connect(uri)
+    made = experiment_id(client, uri, "clicks")
+    assert experiment_id(client, uri, "clicks") == made
+    assert client.get_experiment(made).artifact_location.startswith(tmp_path.as_uri())
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////proc/nowhere/mlflow.db", "postgresql://nobody@127.0.0.1:1/x"])
+def test_a_store_that_cant_be_opened_is_named(uri: str) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        connect(uri)
+    assert str(caught.value).startswith(f"{uri}: can't open the MLflow store")

@@ -1,0 +1,207 @@
+"""The routes: what is answered, what is refused, and what can be seen from outside."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from ctr_models.errors import ArtifactError
+from pipelines.release.bundle import SCORE, Bundle
+from pipelines.release.example import example_bundle, example_log
+from serving.app import create_app
+from serving.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return example_bundle(tmp_path_factory.mktemp("made") / "bundle")
+
+
+def ready(client: TestClient) -> TestClient:
+    end = time.monotonic() + 60
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return client
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Bundle) -> Iterator[TestClient]:
+    settings = Settings(model=str(bundle.directory), max_candidates=50, max_body_bytes=20_000)
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield ready(client)
+
+
+def body(rows: int = 3) -> dict[str, Any]:
+    candidates = example_log(rows, seed=5).select("item_id", "price", "tags").to_dicts()
+    return {"user": {"user_id": 3, "city": "Graz"}, "context": {"hour": 9}, "candidates": candidates}
+
+
+def test_scores_equal_the_bundles(client: TestClient, bundle: Bundle) -> None:
+    request = body(20)
+    reply = client.post("/v1/score", json=request)
+    assert reply.status_code == 200
+    expected = bundle.score_request(request["user"], request["context"], request["candidates"])
+    np.testing.assert_allclose(reply.json()["scores"], expected, atol=1e-6)
+    model = reply.json()["model"]
+    assert model == {"name": "example", "version": None, "hash": bundle.hash, "gates": bundle.gates}
+
+
+def test_golden_rows_over_http(client: TestClient, bundle: Bundle) -> None:
+    rows = bundle.golden.drop(SCORE).to_dicts()
+    reply = client.post("/v1/score", json={"candidates": rows})
+    np.testing.assert_allclose(reply.json()["scores"], bundle.golden[SCORE].to_numpy(), atol=1e-5)
+
+
+def test_the_requests_id_comes_back(client: TestClient) -> None:
+    given = client.post("/v1/score", json={**body(), "request_id": "abc-1"}, headers={"X-Request-ID": "other"})
+    assert given.json()["request_id"] == given.headers["x-request-id"] == "abc-1"
+    header = client.post("/v1/score", json=body(), headers={"X-Request-ID": "from-header"})
+    assert header.json()["request_id"] == header.headers["x-request-id"] == "from-header"
+    made = [client.post("/v1/score", json=body()).json()["request_id"] for _ in range(2)]
+    assert len(set(made)) == 2
+    unfit = client.get("/healthz", headers={"X-Request-ID": "a b" * 100})
+    assert len(unfit.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "message"),
+    [
+        ({"candidates": []}, ["candidates"], "no candidates"),
+        ({"candidates": [{}] * 51}, ["candidates"], "51 candidates, at most 50 are allowed"),
+        ({"candidates": [{}, {"prize": 1}]}, ["candidates", 1, "prize"], "did you mean 'price'?"),
+        ({"user": {"price": {"a": 1}}}, ["user", "price"], ""),
+        ({"candidates": [{}, {}, {"price": "cheap"}]}, ["candidates", 2, "price"], ""),
+        ({"candidates": [{"tags": {"a": 1}}]}, ["candidates", 0, "tags"], ""),
+        ({"contxt": {}}, ["contxt"], "did you mean 'context'?"),
+    ],
+)
+def test_malformed_input_gets_422_with_the_fields_path(
+    client: TestClient, change: dict[str, Any], path: list[Any], message: str
+) -> None:
+    reply = client.post("/v1/score", json={**body(), **change}, headers={"X-Request-ID": "r"})
+    assert reply.status_code == 422
+    assert reply.json()["request_id"] == "r"
+    problem = reply.json()["detail"][0]
+    assert problem["loc"] == path
+    assert message in problem["msg"]
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(client: TestClient) -> None:
+    reply = client.post("/v1/score", content=b"x" * 20_001)
+    assert reply.status_code == 413
+    assert reply.json()["detail"][0]["loc"] == ["body"]
+    chunked = client.post("/v1/score", content=iter([b"x" * 15_000] * 3))
+    assert chunked.status_code == 413
+
+
+def test_an_error_inside_shows_nothing_of_the_inside(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(Bundle, "score_request", fail)
+    reply = client.post("/v1/score", json=body(), headers={"X-Request-ID": "r"})
+    assert reply.status_code == 500
+    assert reply.json() == {"detail": "internal error", "request_id": "r"}
+    assert reply.headers["x-request-id"] == "r"
+
+
+def test_unknown_routes_and_methods(client: TestClient) -> None:
+    assert client.get("/v1/scores").status_code == 404
+    assert client.get("/v1/score").status_code == 405
+
+
+def test_metrics_count_what_happened(bundle: Bundle) -> None:
+    with TestClient(create_app(Settings(model=str(bundle.directory)))) as client:
+        ready(client)
+        client.post("/v1/score", json=body(3))
+        client.post("/v1/score", json=body(4))
+        client.post("/v1/score", json={"candidates": []})
+        client.get("/nowhere/1")
+        client.get("/nowhere/2")
+        told = client.get("/metrics").text
+    assert 'sluice_requests_total{route="/v1/score",status="200"} 2.0' in told
+    assert 'sluice_requests_total{route="/v1/score",status="422"} 1.0' in told
+    assert 'sluice_requests_total{route="other",status="404"} 2.0' in told
+    assert "sluice_candidates_total 7.0" in told
+    assert 'sluice_errors_total{reason="too_short"} 1.0' in told
+    assert 'sluice_request_seconds_count{route="/v1/score"} 3.0' in told
+    assert f'sluice_model_info{{hash="{bundle.hash}",name="example",version=""}} 1.0' in told
+
+
+def test_two_applications_keep_their_metrics_apart(bundle: Bundle) -> None:
+    settings = Settings(model=str(bundle.directory))
+    one, two = create_app(settings), create_app(settings)
+    assert one.state.metrics.registry is not two.state.metrics.registry
+
+
+def test_openapi_shows_a_request_that_works(client: TestClient, bundle: Bundle) -> None:
+    described = client.get("/openapi.json").json()
+    route = described["paths"]["/v1/score"]["post"]
+    content = route["requestBody"]["content"]["application/json"]
+    assert content["schema"] == {"$ref": "#/components/schemas/ScoreRequest"}
+    reply = client.post("/v1/score", json=content["example"])
+    assert reply.status_code == 200
+    shown = route["responses"]["200"]["content"]["application/json"]["example"]
+    np.testing.assert_allclose(reply.json()["scores"], shown["scores"], atol=1e-6)
+    assert set(content["example"]["user"]) <= {"user_id", "city", "clicked"}
+    assert set(route["responses"]) == {"200", "413", "422", "503"}
+    assert client.get("/docs").status_code == 200
+
+
+def test_not_ready_until_the_bundle_is_verified(bundle: Bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle.directory, tmp_path / "bundle"))
+    with open(folder / "weights.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    failures: list[Exception] = []
+    app = create_app(Settings(model=str(folder)), on_failure=failures.append)
+    with TestClient(app) as client:
+        assert client.get("/healthz").json() == {"status": "alive"}
+        end = time.monotonic() + 60
+        while not failures and time.monotonic() < end:
+            time.sleep(0.02)
+        reply = client.get("/readyz")
+        assert reply.status_code == 503
+        assert "weights.safetensors: SHA-256 expected" in reply.json()["reason"]
+        score = client.post("/v1/score", json=body())
+        assert score.status_code == 503
+        assert score.headers["retry-after"] == "1"
+        assert score.json()["detail"][0]["type"] == "not_ready"
+    assert isinstance(failures[0], ArtifactError)
+
+
+def test_an_unexpected_failure_to_load_is_not_told_outside(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(Bundle, "load", fail)
+    failures: list[Exception] = []
+    with TestClient(create_app(Settings(model=str(bundle.directory)), on_failure=failures.append)) as client:
+        end = time.monotonic() + 60
+        while not failures and time.monotonic() < end:
+            time.sleep(0.02)
+        assert "secret" not in client.get("/readyz").text
+
+
+def test_one_log_line_a_request(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "sluice.access")
+    client.post("/v1/score", json={**body(4), "request_id": "logged"})
+    line = json.loads(caplog.records[-1].message)
+    assert (line["request_id"], line["status"], line["route"], line["candidates"]) == (
+        "logged",
+        200,
+        "/v1/score",
+        4,
+    )
+    assert line["ms"] > 0

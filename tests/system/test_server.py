@@ -1,0 +1,175 @@
+"""A real server process: started, scored over the wire, stopped, killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from ctr_models.errors import ArtifactError
+from pipelines.release.bundle import SCORE, Bundle
+from pipelines.release.example import example_bundle
+from pipelines.release.promotion import promote
+from pipelines.release.registry import register
+from pipelines.release.store import default_uri
+from serving.client import free_port, running_server, stop
+
+SERVE = [sys.executable, "-m", "pipelines.cli", "serve"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return example_bundle(tmp_path_factory.mktemp("made") / "bundle")
+
+
+def start(bundle: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+    with open(log, "wb") as output:
+        return subprocess.Popen([*SERVE, "-m", str(bundle), "--port", str(port)], stdout=output, stderr=output)
+
+
+def wait_until(port: int, path: str, status: int = 200) -> None:
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code == status:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"{path} never answered {status}")
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_registered_champion_is_served(bundle: Bundle, tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    promote("clicks", register(bundle.directory, "clicks", uri), tracking_uri=uri)
+    with running_server("models:/clicks@champion", tracking_uri=uri, log=tmp_path / "log") as client:
+        port = client.base_url.port
+        assert port is not None
+        rows = bundle.golden.drop(SCORE).to_dicts()
+        reply = client.post("/v1/score", json={"candidates": rows}).json()
+        np.testing.assert_allclose(reply["scores"], bundle.golden[SCORE].to_numpy(), atol=1e-5)
+        assert (reply["model"]["name"], reply["model"]["version"]) == ("clicks", 1)
+    assert not listens(port)
+    told = (tmp_path / "log").read_text()
+    assert "clicks version 1" in told
+    assert "Traceback" not in told
+
+
+def test_sigterm_answers_what_is_in_flight_and_exits_0(bundle: Bundle, tmp_path: Path) -> None:
+    port = free_port()
+    process = start(bundle.directory, port, tmp_path / "log")
+    try:
+        wait_until(port, "/readyz")
+        replies: list[httpx.Response] = []
+        rows = bundle.golden.drop(SCORE).to_dicts() * 100
+
+        def ask() -> None:
+            url = f"http://127.0.0.1:{port}/v1/score"
+            replies.append(httpx.post(url, json={"candidates": rows}, timeout=60, trust_env=False))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        asking.join(60)
+        assert process.wait(30) == 0
+        assert [r.status_code for r in replies] == [200]
+        assert len(replies[0].json()["scores"]) == len(rows)
+    finally:
+        stop(process)
+    assert not listens(port)
+
+
+def test_a_killed_server_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    port = free_port()
+    process = start(bundle.directory, port, tmp_path / "log")
+    try:
+        wait_until(port, "/readyz")
+        before = sorted(p.name for p in bundle.directory.rglob("*"))
+        process.kill()
+        process.wait(30)
+    finally:
+        stop(process)
+    assert not listens(port)
+    children = Path("/proc").glob("[0-9]*/stat")
+    assert not any(_parent(path) == process.pid for path in children)
+    assert sorted(p.name for p in bundle.directory.rglob("*")) == before
+    again = start(bundle.directory, port, tmp_path / "log2")
+    try:
+        wait_until(port, "/readyz")
+    finally:
+        assert stop(again) == 0
+
+
+def _parent(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return -1
+
+
+def serve(*words: str, **environment: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [*SERVE, *words], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_bundle_with_one_byte_changed_ends_the_server_with_the_reason(tmp_path: Path) -> None:
+    bundle = example_bundle(tmp_path / "bundle")
+    weights = bundle.directory / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    code, told = serve("-m", str(bundle.directory), "--port", "0")
+    assert code == 2
+    assert f"{weights}: SHA-256 expected" in told
+    assert "Traceback" not in told
+
+
+def test_a_taken_port_is_told(bundle: Bundle) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, told = serve("-m", str(bundle.directory), "--port", str(port))
+    assert code == 2
+    assert f"127.0.0.1:{port}: the port is taken. give another with --port" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no model to serve. give --model"),
+        (["-m", "nowhere"], "nowhere: no such folder. a bundle is a folder with bundle.json"),
+        (["-m", "models:/clocks@champion"], "no registered model 'clocks'"),
+    ],
+)
+def test_a_model_that_is_not_there_is_told(words: list[str], message: str, tmp_path: Path) -> None:
+    code, told = serve(*words, "--port", "0", SLUICE_TRACKING_URI=default_uri(tmp_path))
+    assert code == 2
+    assert message in told
+
+
+def test_running_server_tells_why_it_did_not_start(tmp_path: Path) -> None:
+    def enter() -> Any:
+        with running_server("nowhere", log=tmp_path / "log"):
+            raise AssertionError("unreachable")
+
+    with pytest.raises(ArtifactError, match=r"the server ended with code 2: .*nowhere: no such folder"):
+        enter()
