@@ -147,8 +147,8 @@ class World:
         self.city_effect = make.standard_normal(len(CITIES)) * (make.permutation(len(CITIES)) < len(CITIES) // 10)
         pair = make.standard_normal((len(SEGMENTS), _RANK)), make.standard_normal((len(CATEGORIES), _RANK))
         self.pair = np.einsum("sr,cr->sc", *pair)
-        cube = [make.standard_normal((n, _RANK)) for n in (4, len(CATEGORIES), len(DEVICES))]
-        self.cube = np.einsum("pr,cr,dr->pcd", *cube)
+        pair = make.standard_normal((len(CATEGORIES), _RANK)), make.standard_normal((len(DEVICES), _RANK))
+        self.cube = np.einsum("p,cr,dr->pcd", make.permutation([0.0, 0.0, 0.5, 1.0]), *pair)
         self.price_matters = make.permutation(np.repeat([0.0, -1.0, 0.6], (5, 2, 1)))  # (segments,)
         self.brand_effect = make.standard_normal(len(BRANDS)) * (make.permutation(len(BRANDS)) < len(BRANDS) // 2)
         self.brand_matters = make.permutation(len(CATEGORIES)) < 6

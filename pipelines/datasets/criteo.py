@@ -11,8 +11,9 @@ from pydantic import Field
 from ctr_models.errors import DataError
 from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, register_dataset
 from pipelines.datasets.config import SplitConfig
-from pipelines.datasets.files import fingerprint, need_path, reading, scan_csv, three_parts
+from pipelines.datasets.files import fingerprint, need_path, scan_csv, three_parts
 from pipelines.features.spec import Column, Encoding, FeatureSpec, LogBucket, Quantile, Standard, Vocabulary
+from pipelines.features.validate import reading
 
 NUMBERS = tuple(f"I{i}" for i in range(1, 14))
 CATEGORIES = tuple(f"C{i}" for i in range(1, 27))
@@ -89,7 +90,7 @@ class Criteo(Dataset):
 
 
 def _scan(path: Path) -> pl.LazyFrame:
-    with reading(path), open(path, "rb") as file:
+    with reading(str(path)), open(path, "rb") as file:
         first = file.readline(65536)
     found = first.count(b"\t") + 1
     wanted = 1 + len(NUMBERS) + len(CATEGORIES)

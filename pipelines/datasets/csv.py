@@ -11,7 +11,8 @@ from pydantic import Field
 from ctr_models.errors import DataError, nearest
 from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, register_dataset
 from pipelines.datasets.config import SplitConfig
-from pipelines.datasets.files import expand, fingerprint, header_of, reading, scan_csv, three_parts
+from pipelines.datasets.files import expand, fingerprint, header_of, scan_csv, three_parts
+from pipelines.features.validate import reading
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".gz")
 _TYPES: dict[str, pl.DataType] = {
@@ -113,7 +114,7 @@ def sniff_separator(path: Path) -> str:
     """
     if path.suffix == ".tsv":
         return "\t"
-    with reading(path):
+    with reading(str(path)):
         first = pl.read_csv(
             path, has_header=False, n_rows=1, separator="\x01", quote_char=None, infer_schema=False, glob=False
         )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import polars as pl
 from pydantic import BaseModel
 
 from ctr_models.errors import DataError
+from pipelines.features.validate import reading
 
 _WHOLE = 256 * 2**20
 _EDGE = 8 * 2**20
@@ -151,21 +151,6 @@ def fingerprint(source: str, options: BaseModel, files: Sequence[Path]) -> str:
     return digest.hexdigest()[:32]
 
 
-@contextmanager
-def reading(path: Path, remedy: str = "") -> Iterator[None]:
-    """Turn polars' complaint about a file into a DataError that names the file."""
-    try:
-        yield
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) <= 300 else reason[:297] + "..."
-        raise DataError(
-            f"can't be read ({reason})",
-            where=str(path),
-            remedy=remedy or "the file may be truncated or of another format",
-        ) from None
-
-
 def scan_parquet(files: Sequence[Path]) -> pl.LazyFrame:
     """Open Parquet files of one schema as one frame, looking at their footers only.
 
@@ -174,7 +159,7 @@ def scan_parquet(files: Sequence[Path]) -> pl.LazyFrame:
     """
     first: pl.Schema | None = None
     for path in files:
-        with reading(path):
+        with reading(str(path)):
             schema = pl.scan_parquet(path, glob=False).collect_schema()
         if first is None:
             first = schema
@@ -190,7 +175,7 @@ def scan_parquet(files: Sequence[Path]) -> pl.LazyFrame:
 
 def header_of(path: Path, separator: str = ",") -> list[str]:
     """Return the first row of a delimited file: the names of its columns, if it has a header."""
-    with reading(path):
+    with reading(str(path)):
         return pl.read_csv(path, n_rows=0, separator=separator, glob=False).columns
 
 
@@ -218,7 +203,7 @@ def scan_csv(files: Sequence[Path], **options: Any) -> pl.LazyFrame:
                     where=str(path),
                     remedy="write all files with the same columns in the same order",
                 )
-    with reading(files[0]):
+    with reading(str(files[0])):
         frame = pl.scan_csv(list(files), glob=False, **options)
         frame.collect_schema()
     return frame

@@ -12,8 +12,9 @@ from ctr_models.errors import DataError
 from ctr_models.schema import Role
 from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, register_dataset
 from pipelines.datasets.config import SplitConfig
-from pipelines.datasets.files import fingerprint, need_path, reading, scan_csv, scan_parquet, three_parts
+from pipelines.datasets.files import fingerprint, need_path, scan_csv, scan_parquet, three_parts
 from pipelines.features.spec import Column, FeatureSpec
+from pipelines.features.validate import reading
 
 FIELDS = (
     *("user", "item", "daytime", "weekday", "isweekend"),
@@ -68,7 +69,7 @@ class Frappe(Dataset):
         return RawData(parts, split, SPEC, fingerprint(self.name, self.options, list(files.values())))
 
     def _with_negatives(self, path: Path) -> pl.DataFrame:
-        with reading(path):
+        with reading(str(path)):
             uses = pl.read_csv(path, separator="\t", infer_schema=False, glob=False)
         _check(uses.columns, path)
         users = uses["user"].rank("dense").to_numpy().astype(np.int64)

@@ -10,8 +10,9 @@ from pydantic import Field
 from ctr_models.errors import DataError
 from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, register_dataset
 from pipelines.datasets.config import SplitConfig
-from pipelines.datasets.files import fingerprint, need_files, need_path, reading
+from pipelines.datasets.files import fingerprint, need_files, need_path
 from pipelines.features.spec import Column, FeatureSpec, FromLog, Quantile, Vocabulary
+from pipelines.features.validate import reading
 
 GROUPLENS = ("u.data", "u.user", "u.item")
 RECBOLE = ("ml-100k.inter", "ml-100k.user", "ml-100k.item")
@@ -57,7 +58,7 @@ class MovieLens100K(Dataset):
             raise DataError("is a file; a folder is wanted", where=str(path), remedy=_PUBLISHED)
         recbole = (path / RECBOLE[0]).is_file()
         files = need_files(path, RECBOLE if recbole else GROUPLENS, published=_PUBLISHED)
-        with reading(path, remedy=_PUBLISHED):
+        with reading(str(path)):
             ratings, users, movies = (_recbole if recbole else _grouplens)(*files)
             frame = (
                 ratings.filter(~pl.col("rating").is_in(self.options.drop))

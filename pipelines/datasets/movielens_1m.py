@@ -12,8 +12,9 @@ from ctr_models.errors import DataError
 from ctr_models.schema import Role
 from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, register_dataset
 from pipelines.datasets.config import SplitConfig
-from pipelines.datasets.files import fingerprint, need_files, need_path, reading
+from pipelines.datasets.files import fingerprint, need_files, need_path
 from pipelines.features.spec import Column, FeatureSpec, FromLog, Vocabulary
+from pipelines.features.validate import reading
 
 GROUPLENS = ("ratings.dat", "users.dat", "movies.dat")
 PARQUET = ("ratings.parquet", "users.parquet", "movies.parquet")
@@ -62,7 +63,7 @@ class MovieLens1M(Dataset):
             raise DataError("is a file; a folder is wanted", where=str(path), remedy=_PUBLISHED)
         parquet = (path / PARQUET[0]).is_file()
         files = need_files(path, PARQUET if parquet else GROUPLENS, published=_PUBLISHED)
-        with reading(path, remedy=_PUBLISHED):
+        with reading(str(path)):
             ratings, users, movies = (_parquet if parquet else _grouplens)(*files)
             if self.options.task == "history":
                 parts, split = self._history(ratings, users, movies, files[0])
@@ -133,7 +134,7 @@ def _fixed(
     ratings: pl.DataFrame, users: pl.DataFrame, movies: pl.DataFrame, split: Path
 ) -> tuple[dict[str, RawPart], SplitConfig]:
     """The task ``ctr`` in the rows, the order and the parts that the split file gives."""
-    with reading(split):
+    with reading(str(split)):
         table = pl.read_parquet(split, glob=False)
         wanted = table.with_columns(pl.col("user_id", "movie_id").cast(pl.Int64), pl.col("split").cast(pl.String))
     frame = wanted.join(ratings, on=["user_id", "movie_id"], how="left", maintain_order="left")

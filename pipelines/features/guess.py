@@ -14,7 +14,7 @@ from ctr_models.schema import Role
 from pipelines.datasets.base import DATASETS
 from pipelines.datasets.csv import SUFFIXES as CSV
 from pipelines.datasets.csv import sniff_separator
-from pipelines.datasets.files import expand, reading
+from pipelines.datasets.files import expand
 from pipelines.datasets.parquet import SUFFIXES as PARQUET
 from pipelines.features.clues import (
     SAMPLE,
@@ -32,6 +32,7 @@ from pipelines.features.spec import (
     FeatureSpec,
     FromLog,
 )
+from pipelines.features.validate import reading
 
 _LABELS = (
     "click",
@@ -186,7 +187,7 @@ def _open(path: Path, sample: int) -> tuple[Source, pl.DataFrame]:
     cls = DATASETS[source]
     data = cls(cls.Options(**options)).open(path)
     part = data.parts.get("all") or data.parts["train"]
-    with reading(part.path):
+    with reading(str(part.path)):
         frame = part.frame.head(sample).collect()
         rows: int | None = len(frame)
         if rows == sample:
@@ -198,7 +199,7 @@ def _open(path: Path, sample: int) -> tuple[Source, pl.DataFrame]:
 
 def _leading_zeros(path: Path, sample: int) -> list[str]:
     """Columns of digits that begin with 0, such as zip codes: reading them as numbers would join 007 and 7."""
-    with reading(path):
+    with reading(str(path)):
         text = pl.read_csv(path, separator=sniff_separator(path), n_rows=sample, infer_schema=False, glob=False)
     return [c.name for c in text if c.str.contains(r"^0\d+$").any() and c.drop_nulls().str.contains(r"^\d+$").all()]
 
