@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from ctr_models.errors import ConfigError
+from ctr_models.registry import Registry
+
+
+def test_names_come_sorted_and_are_set_on_the_class() -> None:
+    things: Registry[type] = Registry("thing", group="sluice.nothing")
+
+    @things.register("b")
+    class B: ...
+
+    @things.register("a")
+    class A: ...
+
+    assert list(things) == ["a", "b"]
+    assert things["a"] is A
+    assert B.name == "b"  # type: ignore[attr-defined]
+    assert "a" in things
+    assert "c" not in things
+
+
+def test_a_name_taken_is_refused() -> None:
+    things: Registry[type] = Registry("thing", group="sluice.nothing")
+    things.register("a")(type("First", (), {}))
+    with pytest.raises(ConfigError, match="thing 'a' is registered twice"):
+        things.register("a")(type("Second", (), {}))
+
+
+@pytest.mark.parametrize("path", ["no.such.module", "ctr_models.schema.Schemer"])
+def test_a_path_that_leads_nowhere_is_explained(path: str) -> None:
+    with pytest.raises(ConfigError, match=f"can't import thing '{path}'"):
+        Registry("thing", group="sluice.nothing")[path]
