@@ -19,8 +19,12 @@ settings.load_profile("sluice")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Where real data and Airflow are; tests that need them are skipped without."""
-    parser.addoption("--data", type=Path, help="folder with movielens_100k, movielens_1m, frappe …; for tests marked data")
-    parser.addoption("--airflow", type=Path, help="virtual environment that holds Airflow; for tests marked airflow")
+    parser.addoption(
+        "--data", type=Path, help="folder with movielens_100k, movielens_1m, frappe …; for tests marked data"
+    )
+    parser.addoption(
+        "--airflow", type=Path, help="virtual environment that holds Airflow; for tests marked airflow"
+    )
 
 
 @pytest.fixture(scope="session")

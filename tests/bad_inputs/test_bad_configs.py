@@ -180,7 +180,8 @@ FILES = [
     (
         "an encoding of another kind",
         "features: {label: click, columns: [{name: a, kind: numeric, encode: {how: hash, buckets: 9}}]}",
-        "ctr.yaml: features.columns.0: a numeric column can't be encoded by 'hash', only by standard, quantile, log",
+        "ctr.yaml: features.columns.0: a numeric column can't be encoded by 'hash', only by standard, quantile, "
+        "log",
     ),
     (
         "unknown encoding",

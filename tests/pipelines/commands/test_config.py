@@ -26,7 +26,9 @@ def test_check_says_what_the_file_asks_for(app: typer.Typer, tmp_path: Path) -> 
     file.write_text("model: {name: gdcn, gates: {cross: none}}\nseed: 7\n")
     result = CliRunner().invoke(app, ["config", "check", "-c", str(file)])
     assert result.exit_code == 0, result.output
-    assert result.output == f"{file}: valid. gdcn (field: none, feature: none, cross: none) on click_world, seed 7.\n"
+    assert (
+        result.output == f"{file}: valid. gdcn (field: none, feature: none, cross: none) on click_world, seed 7.\n"
+    )
 
 
 def test_check_full_prints_a_file_that_reads_back_as_the_same(app: typer.Typer, tmp_path: Path) -> None:
