@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def bilinear_fusion(o1: Tensor, o2: Tensor, weight: Tensor, w1: Tensor, w2: Tensor, bias: Tensor) -> Tensor:
@@ -41,5 +42,6 @@ def reference(o1: Tensor, o2: Tensor, weight: Tensor, w1: Tensor, w2: Tensor, bi
     heads, d1, d2 = weight.shape
     left = o1.view(-1, heads, d1).transpose(0, 1)  # (k, B, d1/k), a view
     projected = torch.bmm(left, weight).transpose(0, 1).reshape(-1, heads * d2)  # (B, d2)
-    # w1 . o1 is a product of its own; w2 joins the reduction over o2, which is needed anyway.
-    return torch.mv(o1, w1) + ((projected + w2) * o2).sum(1) + bias
+    # w1 . o1 is a product of its own (by linear, which autocast knows); w2 joins the reduction over o2, which is
+    # needed anyway.
+    return F.linear(o1, w1.unsqueeze(0)).squeeze(1) + ((projected + w2) * o2).sum(1) + bias

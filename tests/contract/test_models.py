@@ -177,6 +177,18 @@ def test_compiled_it_is_the_same(name: str) -> None:
 
 
 @every_model
+def test_mixed_precision_is_near_and_trains(name: str) -> None:
+    model, batch = make(name, MIXED), example_batch(MIXED, rows=64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = model.loss(batch)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        rough = model.eval()(batch).float()
+    torch.testing.assert_close(rough, model(batch), rtol=0.05, atol=0.05)
+
+
+@every_model
 def test_a_misspelt_option_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=r"^model.embeding_std: unknown key.*did you mean 'embedding_std'"):
         create_model(name, PLAIN, embeding_std=1)
