@@ -44,6 +44,7 @@ class Staged:
         parts: first and last row + 1 of every part of the source, by name.
         types: canonical types of the encoded columns.
         dtypes: of the source's columns.
+        timed: whether column ``__time__`` is there.
     """
 
     file: Path
@@ -51,6 +52,7 @@ class Staged:
     parts: dict[str, tuple[int, int]]
     types: dict[str, Type]
     dtypes: dict[str, pl.DataType]
+    timed: bool
 
     @property
     def rows(self) -> int:
@@ -180,7 +182,7 @@ class _Stager:
             if self.writer is not None:
                 self.writer.close()
         dictionaries = {name: codes.dictionary(name) for name, codes in self.codes.items()}
-        staged = Staged(self.file, dictionaries, self.parts, self.types, self.dtypes)
+        staged = Staged(self.file, dictionaries, self.parts, self.types, self.dtypes, self.timed)
         self._check_texts(staged, sources)
         return staged
 

@@ -1,0 +1,303 @@
+"""Encoding one request: the same ids and numbers as the nightly batch, in microseconds a column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ctr_models.batch import EncodedRows, Ragged
+from ctr_models.errors import RequestError, nearest
+from pipelines.features.canonical import DTYPES, MAX_TEXT, Type, canonical
+from pipelines.features.encoders import MISSING, UNKNOWN, standardise, user_ids
+from pipelines.features.spec import Column, Standard, Vocabulary
+from pipelines.features.state import FeatureState, Table
+from pipelines.features.transform import repeat, take
+
+MAX_VALUES = 100_000
+"""Elements of the longest list that a request may hold."""
+
+_PYTHON: dict[Type, type] = {"integer": int, "float": float, "text": str}
+
+
+class OnlineEncoder:
+    """Encodes requests by a FeatureState.
+
+    The raw row of a candidate is ``{**user, **context, **candidate}``; a column that none of them gives is
+    missing. A history made from the log is given as a list under its name, oldest first. A column that no
+    candidate gives is encoded once and repeated.
+
+    Args:
+        state: fitted.
+
+    Example:
+        >>> from pipelines.features.spec import FeatureSpec
+        >>> spec = FeatureSpec.model_validate({"label": "click", "columns": [
+        ...     {"name": "ad", "kind": "categorical"}, {"name": "price", "kind": "numeric"}]})
+        >>> log = pl.LazyFrame({"click": [0, 1], "ad": ["a", "b"], "price": [1.0, 3.0]})
+        >>> encoder = OnlineEncoder(FeatureState.fit(spec, log, source="log"))
+        >>> rows = encoder.encode({}, {"price": 3}, [{"ad": "b"}, {"ad": "new"}])
+        >>> rows.single.tolist(), rows.dense.ravel().tolist()
+        ([[3, 1]], [1.0, 1.0])
+    """
+
+    def __init__(self, state: FeatureState) -> None:
+        self.state, self._schema = state, state.schema()
+        spec = state.spec
+        by_name = {c.name: c for c in spec.columns}
+        tables = {name: _Ids(table) for name, table in state.tables.items()}
+        self._fields: dict[str, _Field] = {}
+        for f in self._schema.fields:
+            c = by_name[f.name]
+            self._fields[f.name] = _Field(c, state, tables.get(c.table or c.name))
+        # What a log holds besides the features does no harm in a request, the label apart.
+        given = (spec.user, spec.item, spec.timestamp, *spec.keep)
+        self._allowed = frozenset((*spec.request_columns, *(n for n in given if n and n != spec.label)))
+
+    def encode(
+        self,
+        user: Mapping[str, Any],
+        context: Mapping[str, Any],
+        candidates: Sequence[Mapping[str, Any]],
+    ) -> EncodedRows:
+        """Encode the candidates of one request.
+
+        Args:
+            user: raw values that hold for every candidate.
+            context: likewise; wins over the user's.
+            candidates: raw values of each; win over both.
+
+        Returns:
+            One row a candidate; labels are 0.
+
+        Raises:
+            RequestError: a name that no feature has, or a value that is not of its column's type; ``where`` is
+                its path, such as ``candidates.3.price``.
+        """
+        request = _Request(user, context, candidates, self._allowed)
+        size = len(candidates)
+        dense = np.empty((size, len(self._schema.dense)), dtype=np.float32)
+        single: list[np.ndarray] = []
+        ragged: dict[str, Ragged] = {}
+        for i, f in enumerate(self._schema.fields):
+            field = self._fields[f.name]
+            values, same = request.values(field.key)
+            encoded = field.encode(values, request, same)
+            if same:
+                encoded = repeat(encoded, size)
+            if isinstance(encoded, Ragged):
+                ragged[f.name] = encoded
+            elif i < len(self._schema.dense):
+                dense[:, i] = encoded
+            else:
+                single.append(encoded)
+        return EncodedRows(
+            schema=self._schema,
+            dense=dense,
+            single=np.stack(single) if single else np.empty((0, size), dtype=np.int32),
+            ragged=ragged,
+            label=np.zeros(size, dtype=np.float32),
+            group=self._users(request, size),
+        )
+
+    def _users(self, request: _Request, size: int) -> np.ndarray:
+        name = self.state.spec.user
+        if name is None or not request.gives(name):
+            return np.zeros(size, dtype=np.int64)
+        kind = self.state.types[name]
+        values, same = request.values(name)
+        forms = [request.canonical(v, kind, name, i, same) for i, v in enumerate(values)]
+        groups = user_ids(pl.Series(forms, dtype=DTYPES[kind]))
+        return np.repeat(groups, size) if same else groups
+
+
+class _Request:
+    """The parts of a request, read column by column."""
+
+    def __init__(
+        self,
+        user: Mapping[str, Any],
+        context: Mapping[str, Any],
+        candidates: Sequence[Mapping[str, Any]],
+        allowed: frozenset[str],
+    ) -> None:
+        self.user, self.context, self.candidates = user, context, candidates
+        self.common = {**user, **context}
+        self.named = set().union(*candidates)
+        if not (allowed.issuperset(self.common) and allowed.issuperset(self.named)):
+            self._refuse(allowed)
+
+    def _refuse(self, allowed: frozenset[str]) -> None:
+        parts = [("user", self.user), ("context", self.context)]
+        parts += [(f"candidates.{i}", c) for i, c in enumerate(self.candidates)]
+        for path, part in parts:
+            for name in part:
+                if name not in allowed:
+                    raise RequestError(
+                        "no feature has this name",
+                        where=f"{path}.{name if len(str(name)) <= 100 else str(name)[:97] + '...'}",
+                        remedy=nearest(str(name)[:100], allowed),
+                    )
+
+    def gives(self, name: str) -> bool:
+        """Say whether any part gives the column."""
+        return name in self.common or name in self.named
+
+    def values(self, name: str) -> tuple[list[Any], bool]:
+        """Return the column: one value for all candidates and True, or one for each and False."""
+        common = self.common.get(name)
+        if name not in self.named:
+            return [common], True
+        return [c.get(name, common) for c in self.candidates], False
+
+    def path(self, name: str, row: int, same: bool) -> str:
+        """Return where the value of a row was given."""
+        if not same and name in self.candidates[row]:
+            return f"candidates.{row}.{name}"
+        return f"{'context' if name in self.context else 'user'}.{name}"
+
+    def canonical(self, value: Any, kind: Type, name: str, row: int, same: bool) -> Any:
+        """Return the canonical form of a value, or refuse it with its path."""
+        try:
+            return canonical(value, kind)
+        except ValueError as error:
+            raise RequestError(
+                str(error),
+                where=self.path(name, row, same),
+                remedy=f"{_WANTED[kind]}, or null when it is not known",
+            ) from None
+
+
+_WANTED: dict[Type, str] = {"integer": "give an integer", "float": "give a number", "text": "give text"}
+
+
+class _Ids:
+    """The ids of one table, by canonical Python value."""
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.type = table, table.type
+        self.python = _PYTHON[table.type]
+        self.vocabulary = isinstance(table.encoding, Vocabulary)
+
+    @cached_property
+    def by_value(self) -> dict[Any, int]:
+        """Every value of a vocabulary, and the missing one."""
+        values, ids = self.table.known()
+        return {**dict(zip(values.to_list(), ids.tolist(), strict=True)), None: MISSING}
+
+    @cached_property
+    def indexer(self) -> Callable[[pl.Series], np.ndarray]:
+        """The function of the batch, for what is computed and not looked up."""
+        return self.table.indexer()
+
+    def of(self, values: list[Any], form: Callable[[Any, int], Any]) -> np.ndarray:
+        """Return the ids of raw values, (N,) int32; ``form(value, place)`` gives the canonical one."""
+        if not self.vocabulary:
+            forms = [form(v, i) for i, v in enumerate(values)]
+            return self.indexer(pl.Series(forms, dtype=DTYPES[self.type]))
+        get, python, ids = self.by_value.get, self.python, []
+        for i, value in enumerate(values):
+            # A dictionary holds 1, 1.0 and True for one key, so only values of the very type go straight in.
+            found = get(value) if type(value) is python else None
+            ids.append(get(form(value, i), UNKNOWN) if found is None else found)
+        return np.array(ids, dtype=np.int32)
+
+
+class _Field:
+    """One feature of a request."""
+
+    def __init__(self, column: Column, state: FeatureState, ids: _Ids | None) -> None:
+        self.column, self.ids = column, ids
+        self.key = column.name if column.from_log else column.column
+        self.table = None if ids is None else ids.table
+        self.moments = state.moments.get(column.name)
+
+    def encode(self, values: list[Any], request: _Request, same: bool) -> np.ndarray | Ragged:
+        """Encode raw values, one a row."""
+        if self.column.kind == "numeric":
+            x = self._numbers(values, request, same)
+            encoding = self.column.encoding
+            if isinstance(encoding, Standard):
+                assert self.moments is not None
+                return standardise(x, encoding, self.moments)
+            assert self.table is not None
+            return self.table.bucket_ids(x)
+        assert self.ids is not None
+        kind = self.ids.type
+        if self.column.kind == "categorical":
+            return self.ids.of(values, lambda v, i: request.canonical(v, kind, self.key, i, same))
+        return self._lists(values, request, same)
+
+    def _numbers(self, values: list[Any], request: _Request, same: bool) -> np.ndarray:
+        out = np.empty(len(values))
+        for i, value in enumerate(values):
+            if type(value) is not float:
+                value = request.canonical(value, "float", self.key, i, same)
+                value = np.nan if value is None else value
+            out[i] = value + 0.0
+        return out
+
+    def _lists(self, values: list[Any], request: _Request, same: bool) -> Ragged:
+        assert self.ids is not None
+        column, kind = self.column, self.ids.type
+        elements: list[Any] = []
+        offsets = np.zeros(len(values) + 1, dtype=np.int64)
+        # The candidates of one user often share one list.
+        last: Any = None
+        rows: list[int] = []
+        distinct = 0
+        for i, value in enumerate(values):
+            if i and value is last:
+                rows.append(distinct - 1)
+                continue
+            last = value
+            kept = []
+            for element in self._elements(value, request, i, same):
+                if element is None or element == "" or element != element:
+                    continue
+                kept.append(request.canonical(element, kind, self.key, i, same))
+            kept = [k for k in kept if k is not None]
+            kept = kept[-column.max_length :] if column.kind == "sequence" else kept[: column.max_length]
+            elements += kept
+            distinct += 1
+            offsets[distinct] = len(elements)
+            rows.append(distinct - 1)
+        ids = self.ids.of(elements, lambda v, i: v)
+        encoded = Ragged(ids, offsets[: distinct + 1])
+        if distinct == len(values):
+            return encoded
+        repeated = take(encoded, np.array(rows))
+        assert isinstance(repeated, Ragged)
+        return repeated
+
+    def _elements(self, value: Any, request: _Request, row: int, same: bool) -> Sequence[Any]:
+        if value is None:
+            return ()
+        problem = ""
+        if isinstance(value, str):
+            if self.column.separator is None:
+                problem = "expected a list, found text"
+            elif len(value) > MAX_TEXT:
+                problem = f"text of {len(value):,} characters; at most {MAX_TEXT:,} are taken"
+            else:
+                return value.split(self.column.separator)
+        elif not isinstance(value, list | tuple | np.ndarray | pl.Series):
+            problem = f"expected a list, found {type(value).__name__}"
+        elif len(value) > MAX_VALUES:
+            problem = f"a list of {len(value):,} values; at most {MAX_VALUES:,} are taken"
+        else:
+            return (
+                value
+                if isinstance(value, list | tuple)
+                else value.tolist()
+                if isinstance(value, np.ndarray)
+                else value.to_list()
+            )
+        raise RequestError(
+            problem,
+            where=request.path(self.key, row, same),
+            remedy="give a list of values, oldest first in a history",
+        )

@@ -1,0 +1,416 @@
+"""From raw logs to encoded Parquet: check, split, fit on the training rows, encode all, remember by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from ctr_models.errors import ArtifactError, ConfigError
+from ctr_models.schema import Schema
+from pipelines.datasets.base import RawData
+from pipelines.datasets.config import SplitConfig
+from pipelines.features.files import atomic_directory, sha256_file
+from pipelines.features.fit import CHUNK, Coded, Fitter, RawColumn
+from pipelines.features.sequences import Histories
+from pipelines.features.spec import Column, FeatureSpec
+from pipelines.features.split import SPLITS, assign, check_split
+from pipelines.features.stage import TIME as STAGED_TIME
+from pipelines.features.stage import Source, Staged, open_writer, stage
+from pipelines.features.state import FeatureState
+from pipelines.features.transform import LABEL, ROW, USER, Encoded, Encoder, arrow_lists, take
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_WORKERS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class EncodedData:
+    """Encoded features on disk: one folder, named by what went into it.
+
+    Args:
+        path: the folder.
+        state: the fitted features.
+        schema: the model's side of them.
+        manifest: rows and files of every split, and where they come from.
+        truth: the kept column that holds the true click probability, where it is known.
+    """
+
+    path: Path
+    state: FeatureState
+    schema: Schema
+    manifest: dict[str, Any]
+    truth: str | None
+
+    def files(self, split: str) -> list[Path]:
+        """Return the Parquet files of ``train``, ``valid`` or ``test``."""
+        return [self.path / entry["file"] for entry in self.manifest["splits"][split]["files"]]
+
+    def rows(self, split: str) -> int:
+        """Return the number of rows of a split."""
+        return int(self.manifest["splits"][split]["rows"])
+
+    def frame(self, split: str) -> pl.LazyFrame:
+        """Return a split's encoded columns."""
+        return pl.scan_parquet(self.files(split), glob=False)
+
+    @classmethod
+    def open(cls, path: Path) -> EncodedData:
+        """Open a folder that :func:`prepare` wrote.
+
+        Raises:
+            ArtifactError: a file is missing, of another size, or the state is damaged.
+        """
+        path = Path(path)
+        file = path / _MANIFEST
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+            entries = [entry for split in SPLITS for entry in manifest["splits"][split]["files"]]
+            found, state_hash = manifest["format"], manifest["state"]
+        except FileNotFoundError:
+            raise ArtifactError(
+                "no encoded features", where=str(file), remedy="sluice features makes them"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"not a manifest of encoded features ({error})", where=str(file), remedy=_again(path)
+            ) from None
+        if found != FORMAT:
+            raise ArtifactError(
+                f"format {found!r}, this version of sluice reads {FORMAT}", where=str(file), remedy=_again(path)
+            )
+        for entry in entries:
+            part = path / entry["file"]
+            size = part.stat().st_size if part.is_file() else None
+            if size != entry["bytes"]:
+                problem = "the file is missing" if size is None else f"{size} bytes, {entry['bytes']} were written"
+                raise ArtifactError(problem, where=str(part), remedy=_again(path))
+        state = FeatureState.load(path / "state")
+        if state.hash != state_hash:
+            raise ArtifactError("the state is another's", where=str(path / "state"), remedy=_again(path))
+        return cls(path, state, state.schema(), manifest, manifest["truth"])
+
+
+def _again(path: Path) -> str:
+    return f"remove {path} and run sluice features again"
+
+
+def prepare(
+    data: RawData,
+    spec: FeatureSpec | None,
+    *,
+    workdir: Path,
+    seed: int,
+    progress: bool = True,
+) -> EncodedData:
+    """Check, split, fit and encode a log; an earlier result of the same content is opened instead.
+
+    The same data, spec, split and seed give the same bytes.
+
+    Args:
+        data: an opened source.
+        spec: the definition; None takes the source's own.
+        workdir: the result lies in ``features/<hash>`` below it.
+        seed: of a random split.
+        progress: show what is being done.
+
+    Returns:
+        The encoded features.
+
+    Raises:
+        ConfigError: there is no spec, or it does not go with the split.
+        DataError: the log is not what the spec says: file, column, row and remedy are named.
+    """
+    spec = spec if spec is not None else data.spec
+    if spec is None:
+        raise ConfigError(
+            "the source has no features of its own", where="features", remedy="sluice init proposes some"
+        )
+    check_split(data.split, list(data.parts), spec)
+    kept = _kept(spec, data.truth)
+    key = _key(data, spec, seed)
+    folder = Path(workdir) / "features"
+    final = folder / key
+    if (final / _MANIFEST).is_file():
+        return EncodedData.open(final)
+    folder.mkdir(parents=True, exist_ok=True)
+    order = SPLITS if data.split.by == "given" else tuple(data.parts)
+    sources = [Source(name, data.parts[name].frame, data.parts[name].path) for name in order]
+    column = [data.split.column] if data.split.by == "column" and data.split.column else []
+    with tempfile.TemporaryDirectory(prefix=".stage.", dir=folder) as scratch, _progress(progress) as step:
+        staged = stage(
+            sources,
+            spec,
+            Path(scratch),
+            keep=[n for n in dict.fromkeys((*kept, *column)) if n not in spec.keep],
+            timed=spec.timestamp is not None,
+            on_rows=step("reading", None),
+        )
+        split = assign(staged, data.split, seed, sources)
+        state = _fit(staged, spec, split, str(sources[0].path), step("fitting", staged.rows))
+        with atomic_directory(final) as aside:
+            state.save(aside / "state")
+            _encode(staged, state, split, kept, aside, step("encoding", staged.rows))
+            manifest = {
+                "format": FORMAT,
+                "key": key,
+                "fingerprint": data.fingerprint,
+                "split": data.split.model_dump(mode="json"),
+                "seed": seed,
+                "truth": data.truth,
+                "state": state.hash,
+                "schema": state.schema().model_dump(mode="json"),
+                "splits": {name: _entry(aside, name, int((split == i).sum())) for i, name in enumerate(SPLITS)},
+            }
+            (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return EncodedData(final, state, state.schema(), manifest, data.truth)
+
+
+def _kept(spec: FeatureSpec, truth: str | None) -> list[str]:
+    """The raw columns that are carried along, none of which may hide an encoded one."""
+    kept = list(dict.fromkeys((*spec.keep, *([truth] if truth else []))))
+    clash = sorted({c.name for c in spec.columns} & set(kept))
+    if clash:
+        raise ConfigError(
+            f"{clash[0]!r} is kept raw and is also the name of a feature",
+            where="features.keep",
+            remedy="give the feature another name, and the raw column as its source",
+        )
+    return kept
+
+
+def _key(data: RawData, spec: FeatureSpec, seed: int) -> str:
+    """The name of the result: a hash of all that decides its bytes."""
+    split: SplitConfig = data.split
+    content = [FORMAT, data.fingerprint, spec.model_dump(mode="json"), split.model_dump(mode="json"), seed]
+    return hashlib.sha256(json.dumps([*content, data.truth], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _fit(
+    staged: Staged, spec: FeatureSpec, split: np.ndarray, source: str, on_rows: Callable[[int], None]
+) -> FeatureState:
+    fitter = Fitter(spec, staged.types, source)
+    for rows, chunk in staged.chunks(fitter.columns):
+        train = split[rows] == 0
+        if train.any():
+            fitter.add(chunk, len(train), train)
+        on_rows(len(train))
+    return fitter.state().assign()
+
+
+class _Features:
+    """Encodes chunks of a staged log; a text column's dictionary is encoded once."""
+
+    def __init__(self, staged: Staged, state: FeatureState) -> None:
+        self.staged, self.spec = staged, state.spec
+        self.encoder = Encoder(state)
+        self.columns = {c.name: c for c in self.spec.columns}
+        self.names = [f.name for f in state.schema().fields]
+        self.of_dictionary: dict[str, Encoded] = {}
+        for c in self.spec.columns:
+            if c.from_log is None and c.column in staged.dictionaries:
+                self.of_dictionary[c.name] = self.encoder.column(c, _with_null(staged.dictionaries[c.column]))
+        if self.spec.user in staged.dictionaries:
+            self.of_dictionary[USER] = self.encoder.users(_with_null(staged.dictionaries[self.spec.user]))
+        self.histories = {c.name: self._history(c) for c in self.spec.columns if c.from_log is not None}
+
+    @property
+    def raw(self) -> list[str]:
+        """The staged columns that are read."""
+        names = [c.column for c in self.spec.columns if c.from_log is None]
+        return list(dict.fromkeys([*names, LABEL, *([self.spec.user] if self.spec.user else [])]))
+
+    def encode(self, chunk: dict[str, RawColumn], rows: slice, chosen: np.ndarray) -> dict[str, pa.Array]:
+        """Encode the ``chosen`` rows, (M,) places in the chunk."""
+        every = len(chosen) == rows.stop - rows.start
+        out: dict[str, Encoded] = {}
+        for name in self.names:
+            if name in self.histories:
+                histories, ids = self.histories[name]
+                out[name] = histories.take(ids, rows.start + chosen)
+            else:
+                c = self.columns[name]
+                out[name] = self._column(name, chunk[c.column], chosen, every, partial(self.encoder.column, c))
+        label = chunk[LABEL]
+        assert isinstance(label, pl.Series)
+        out[LABEL] = label.to_numpy()[chosen]
+        if self.spec.user is None:
+            out[USER] = np.zeros(len(chosen), dtype=np.int64)
+        else:
+            out[USER] = self._column(USER, chunk[self.spec.user], chosen, every, self.encoder.users)
+        out[ROW] = rows.start + chosen.astype(np.int64)
+        return {n: pa.array(v) if isinstance(v, np.ndarray) else arrow_lists(v) for n, v in out.items()}
+
+    def _column(
+        self, name: str, raw: RawColumn, chosen: np.ndarray, every: bool, encode: Callable[[pl.Series], Encoded]
+    ) -> Encoded:
+        if isinstance(raw, Coded):
+            # Code -1, no value, addresses the last entry, which is null's.
+            return take(self.of_dictionary[name], raw.index if every else raw.index[chosen])
+        encoded = encode(raw)
+        return encoded if every else take(encoded, chosen)
+
+    def _history(self, column: Column) -> tuple[Histories, np.ndarray]:
+        """Find every row's history; ids of its events, (E,) int32."""
+        assert column.from_log is not None
+        assert self.spec.user is not None
+        table = column.table or column.name
+        user = self.staged.whole(self.spec.user)
+        users = self.of_dictionary[USER][user.index] if isinstance(user, Coded) else self.encoder.users(user)  # type: ignore[index]
+        raw = self.staged.whole(column.column)
+        if isinstance(raw, Coded):
+            ids = self.encoder.ids(table, _with_null(raw.values))[raw.index]
+        else:
+            ids = self.encoder.ids(table, raw)
+        event = ids != 0
+        if column.from_log.where_label:
+            label = self.staged.whole(LABEL)
+            assert isinstance(label, pl.Series)
+            event &= label.to_numpy() == 1
+        time = self.staged.whole(STAGED_TIME)
+        assert isinstance(time, pl.Series)
+        histories = Histories.of(users, time.to_numpy(), event, column.max_length)
+        return histories, ids[histories.events]
+
+
+def _with_null(values: pl.Series) -> pl.Series:
+    return pl.concat([values, pl.Series(values.name, [None], dtype=values.dtype)])
+
+
+def _encode(
+    staged: Staged,
+    state: FeatureState,
+    split: np.ndarray,
+    kept: list[str],
+    folder: Path,
+    on_rows: Callable[[int], None],
+) -> None:
+    features = _Features(staged, state)
+    writers = [_Writer(folder / name / "part-00000.parquet") for name in SPLITS]
+
+    def work(rows: slice, chunk: dict[str, RawColumn]) -> list[pa.Table]:
+        tables = []
+        for place in range(len(SPLITS)):
+            chosen = np.flatnonzero(split[rows] == place)
+            columns = features.encode(chunk, rows, chosen)
+            for name in kept:
+                columns[name] = _raw(chunk[name], staged.dtypes[name]).take(pa.array(chosen))
+            tables.append(pa.table(columns))
+        return tables
+
+    wanted = list(dict.fromkeys((*features.raw, *kept)))
+    try:
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            ahead: deque[Future[list[pa.Table]]] = deque()
+
+            def write() -> None:
+                tables = ahead.popleft().result()
+                for writer, table in zip(writers, tables, strict=True):
+                    writer.add(table)
+                on_rows(sum(t.num_rows for t in tables))
+
+            for rows, chunk in staged.chunks(wanted):
+                ahead.append(pool.submit(work, rows, chunk))
+                if len(ahead) > _WORKERS:
+                    write()
+            while ahead:
+                write()
+    finally:
+        for writer in writers:
+            writer.close()
+
+
+def _raw(column: RawColumn, dtype: pl.DataType) -> pa.Array:
+    """A kept column as it was."""
+    if isinstance(column, Coded):
+        column = _with_null(column.values)[pl.Series(np.where(column.index < 0, len(column.values), column.index))]
+    return column.cast(dtype).rechunk().to_arrow()
+
+
+class _Writer:
+    """Writes one split in row groups of ``CHUNK`` rows, whatever the sizes of the pieces."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.writer: Any = None
+        self.waiting: list[pa.Table] = []
+        self.rows = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Take the next rows."""
+        if self.writer is None:
+            self.writer = open_writer(self.file, table.schema)
+        self.waiting.append(table)
+        self.rows += table.num_rows
+        if self.rows >= CHUNK:
+            whole = pa.concat_tables(self.waiting)
+            full = self.rows // CHUNK * CHUNK
+            self.writer.write_table(whole.slice(0, full), row_group_size=CHUNK)
+            self.waiting, self.rows = [whole.slice(full)], self.rows - full
+
+    def close(self) -> None:
+        """Write the rest."""
+        if self.writer is not None:
+            if self.rows:
+                self.writer.write_table(pa.concat_tables(self.waiting), row_group_size=CHUNK)
+            self.writer.close()
+
+
+def _entry(folder: Path, split: str, rows: int) -> dict[str, Any]:
+    files = sorted((folder / split).glob("*.parquet"))
+    return {
+        "rows": rows,
+        "files": [
+            {"file": f.relative_to(folder).as_posix(), "bytes": f.stat().st_size, "sha256": sha256_file(f)}
+            for f in files
+        ],
+    }
+
+
+_Step = Callable[[str, int | None], Callable[[int], None]]
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[_Step]:
+    """Yield a function that begins a step and returns the function that is told of rows done."""
+    if not shown:
+        yield lambda name, total: lambda rows: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:>9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows  {task.fields[rate]} rows/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+
+        def step(name: str, total: int | None) -> Callable[[int], None]:
+            task = bar.add_task(name, total=total, rate="")
+
+            def done(rows: int) -> None:
+                bar.advance(task, rows)
+                speed = bar.tasks[task].speed
+                bar.update(task, rate=f"{speed:,.0f}" if speed else "")
+
+            return done
+
+        yield step
