@@ -97,7 +97,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         if scorer is None:
             raise Refused.of(503, (), state.reason, "not_ready", headers={"Retry-After": "1"})
         body = await _read(request, settings.max_body_bytes)
-        parsed = parse_request(body, columns=scorer.columns, max_candidates=settings.max_candidates)
+        parsed = parse_request(body, max_candidates=settings.max_candidates)
         if parsed.request_id is not None:
             request.state.request_id = parsed.request_id
         request.state.candidates = len(parsed.candidates)

@@ -72,12 +72,11 @@ class Refused(Exception):
         return cls(status, [Problem(loc=list(path), msg=message, type=kind)], **more)
 
 
-def parse_request(body: bytes, *, columns: Collection[str], max_candidates: int) -> ScoreRequest:
-    """Read a request and check what can be told without the features' values.
+def parse_request(body: bytes, *, max_candidates: int) -> ScoreRequest:
+    """Read a request and check what can be told without knowing the features.
 
     Args:
         body: JSON.
-        columns: names that a user, a context or a candidate may hold.
         max_candidates: most candidates allowed.
 
     Raises:
@@ -97,11 +96,10 @@ def parse_request(body: bytes, *, columns: Collection[str], max_candidates: int)
         message = f"{len(request.candidates):,} candidates, at most {max_candidates:,} are allowed"
         raise Refused.of(422, ("candidates",), message, "too_many_candidates")
     problems: list[Problem] = []
-    allowed = frozenset(columns)
-    _check(("user",), request.user, allowed, problems)
-    _check(("context",), request.context, allowed, problems)
+    _check(("user",), request.user, problems)
+    _check(("context",), request.context, problems)
     for i, candidate in enumerate(request.candidates):
-        _check(("candidates", i), candidate, allowed, problems)
+        _check(("candidates", i), candidate, problems)
         if len(problems) >= SHOWN:
             break
     if problems:
@@ -114,12 +112,8 @@ def refused_value(error: RequestError, columns: Collection[str]) -> Refused:
     return Refused.of(422, _path(error.where, columns), _sentence(error.problem, error.remedy), "value_error")
 
 
-def _check(path: Path, values: Mapping[str, Any], allowed: frozenset[str], problems: list[Problem]) -> None:
-    if not values.keys() <= allowed:
-        for name in values:
-            if name not in allowed:
-                message = _sentence("no such column", nearest(name, allowed))
-                problems.append(Problem(loc=[*path, name], msg=message, type="unknown_column"))
+def _check(path: Path, values: Mapping[str, Any], problems: list[Problem]) -> None:
+    """NaN and Infinity are not JSON, but parsers let them in, and to the features NaN means missing."""
     for name, value in values.items():
         many = value if type(value) is list else (value,)
         for i, one in enumerate(many):

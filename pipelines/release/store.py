@@ -44,7 +44,11 @@ def quiet() -> None:
     """Keep MLflow's, Alembic's and Git's remarks off the screen; their errors still raise."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    for name in ("mlflow", "alembic"):
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow  # noqa: F401  (sets its own levels when it is imported)
+
+    for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"mlflow\..*")
 
@@ -59,15 +63,12 @@ def connect(tracking_uri: str) -> MlflowClient:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    path = _sqlite_path(tracking_uri)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with locked(tracking_uri):
             client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
             client.search_experiments(max_results=1)  # the first query makes the tables
             return client
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, ImportError) as error:
         raise ArtifactError(
             f"can't open the MLflow store: {str(error).splitlines()[0][:300]}",
             where=tracking_uri,
