@@ -252,12 +252,13 @@ def _show_features(report: dict[str, Any]) -> None:
     from rich.text import Text
 
     table = Table()
-    for heading in ("field", "kind", "role", "dim", "table", "rows", "missing", "unknown"):
+    for heading in ("field", "kind", "role", "dim", "shares", "rows", "missing", "unknown"):
         table.add_column(heading, justify="right" if heading in ("dim", "rows", "missing", "unknown") else "left")
     for f in report["fields"]:
         cells = [f["name"], f["kind"], f["role"], str(f["dim"])]
         if "table" in f:
-            cells += [f["table"], f"{f['table_rows']:,}", f"{f['missing']:.2%}", f"{f['unknown']:.2%}"]
+            shared = f["table"] if f["table"] != f["name"] else ""
+            cells += [shared, f"{f['table_rows']:,}", f"{f['missing']:.2%}", f"{f['unknown']:.2%}"]
         table.add_row(*map(Text, cells))
     console = Console()
     console.print(table)
