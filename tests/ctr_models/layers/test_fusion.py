@@ -7,12 +7,13 @@ from ctr_models.errors import ConfigError
 from ctr_models.layers import BilinearFusion
 
 
-def test_each_head_starts_by_its_own_size() -> None:
+def test_first_logits_are_of_order_one_for_every_number_of_heads() -> None:
     torch.manual_seed(0)
+    o1, o2 = torch.randn(2000, 400), torch.randn(2000, 200)
     for heads in (1, 5, 50):
         fusion = BilinearFusion(400, 200, heads=heads)
-        expected = (2 / (400 / heads + 200 / heads)) ** 0.5
-        assert fusion.weight.std().item() == pytest.approx(expected, rel=0.1)
+        assert fusion.weight.std().item() == pytest.approx((2 / (400 * 200 / heads + 1)) ** 0.5, rel=0.1)
+        assert 0.5 < fusion(o1, o2).std().item() < 4
 
 
 def test_heads_divide_the_bilinear_parameters() -> None:
