@@ -140,8 +140,7 @@ def canonical_series(series: pl.Series, kind: Type) -> pl.Series:
     if have == "integer" and kind == "integer":
         return series.cast(pl.Int64)
     if kind == "float" and have in ("integer", "float"):
-        number = series.cast(pl.Float64) + 0.0
-        return number.fill_nan(None) if have == "float" else number
+        return pl.Series(series.name, numbers(series)).fill_nan(None)
     if have == "integer" and kind == "text" and dtype != pl.Boolean:
         return series.cast(pl.String)
     distinct = series.unique()
@@ -152,3 +151,15 @@ def canonical_series(series: pl.Series, kind: Type) -> pl.Series:
     raw = series.rename("raw").to_frame()
     joined = raw.join(pair, on="raw", how="left", nulls_equal=True, maintain_order="left")
     return joined["form"].rename(series.name)
+
+
+def numbers(series: pl.Series) -> np.ndarray:
+    """Return a column of numbers as (N,) float64, contiguous, NaN where missing.
+
+    Raises:
+        ValueError: some value is no number.
+    """
+    if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
+        series = canonical_series(series, "float")
+    # numpy adds the 0.0 that makes one zero of the two; polars would leave it out.
+    return series.cast(pl.Float64).fill_null(np.nan).to_numpy() + 0.0

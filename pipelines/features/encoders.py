@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 
-from pipelines.features.canonical import canonical_series, is_list
+from pipelines.features.canonical import is_list
 from pipelines.features.hashing import stable_hash
 from pipelines.features.spec import Column, LogBucket, Standard
 from pipelines.features.summaries import LIMIT, Moments
@@ -89,12 +89,6 @@ def user_ids(values: pl.Series) -> np.ndarray:
     out = np.zeros(len(values), dtype=np.int64)
     out[known] = stable_hash(values.drop_nulls()).view(np.int64)
     return out
-
-
-def floats(values: pl.Series) -> np.ndarray:
-    """Return a raw column as (N,) float64, contiguous, NaN where missing."""
-    number = canonical_series(values, "float")
-    return np.ascontiguousarray(number.fill_null(np.nan).to_numpy())
 
 
 class Lookup:

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from ctr_models.errors import DataError
-from pipelines.features.canonical import DTYPES, Type, canonical_series, type_of
-from pipelines.features.encoders import flat_lists, floats, hash_ids, log_ids, prepared
+from pipelines.features.canonical import DTYPES, Type, canonical_series, numbers, type_of
+from pipelines.features.encoders import flat_lists, hash_ids, log_ids, prepared
 from pipelines.features.spec import Column, FeatureSpec, Hash, LogBucket, Quantile, Standard, Vocabulary
 from pipelines.features.state import FeatureState, Table
 from pipelines.features.summaries import Counter, Moments, Quantiles
@@ -163,7 +163,7 @@ class _MomentsFit(_Use):
         self.encoding, self.moments = encoding, Moments()
 
     def take(self, values: pl.Series, counts: np.ndarray | None) -> None:
-        x = prepared(floats(values), self.encoding)
+        x = prepared(numbers(values), self.encoding)
         self.moments = self.moments.merge(Moments.of(x, counts))
 
 
@@ -222,7 +222,7 @@ class _Contribution(_Use):
 
     def take(self, values: pl.Series, counts: np.ndarray | None) -> None:
         if self.column.kind == "numeric":
-            self.table.numbers(floats(values), counts)
+            self.table.numbers(numbers(values), counts)
             return
         if self.lists:
             values, lengths = flat_lists(values, self.column)

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctr_models.errors import DataError
-from pipelines.features.canonical import Type, is_list, type_of
-from pipelines.features.encoders import floats
+from pipelines.features.canonical import Type, is_list, numbers, type_of
 from pipelines.features.fit import CHUNK, Coded, RawColumn, types_of
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.validate import ContentCheck, check_schema, reading, time_key
@@ -197,7 +196,7 @@ class _Stager:
             if name in self.codes:
                 out[name] = pa.array(self.codes[name].of(values))
             elif name in self.numbers:
-                out[name] = pa.array(floats(values))
+                out[name] = pa.array(numbers(values))
             else:
                 array = values.rechunk().to_arrow()
                 out[name] = array

@@ -11,8 +11,8 @@ import pyarrow as pa
 from ctr_models.batch import EncodedRows, Ragged
 from ctr_models.errors import DataError
 from ctr_models.schema import Schema
-from pipelines.features.canonical import canonical_series
-from pipelines.features.encoders import flat_lists, floats, standardise, user_ids
+from pipelines.features.canonical import canonical_series, numbers
+from pipelines.features.encoders import flat_lists, standardise, user_ids
 from pipelines.features.sequences import add_histories
 from pipelines.features.spec import Column, Standard
 from pipelines.features.state import FeatureState
@@ -44,10 +44,10 @@ class Encoder:
         """
         encoding = column.encoding
         if isinstance(encoding, Standard):
-            return standardise(floats(values), encoding, self.state.moments[column.name])
+            return standardise(numbers(values), encoding, self.state.moments[column.name])
         table = self.state.table(column)
         if column.kind == "numeric":
-            return table.bucket_ids(floats(values))
+            return table.bucket_ids(numbers(values))
         if column.kind == "categorical":
             return self.ids(table.name, values)
         elements, lengths = flat_lists(values, column)

@@ -9,6 +9,12 @@ import pytest
 from pipelines.features.files import atomic_directory, atomic_write, sha256_file, sha256_tree
 
 
+def fail_half_way(final: Path) -> None:
+    with atomic_directory(final) as folder:
+        (folder / "x").write_text("new")
+        raise RuntimeError("half way")
+
+
 def test_a_directory_appears_whole(tmp_path: Path) -> None:
     final = tmp_path / "a" / "b"
     with atomic_directory(final) as folder:
@@ -20,18 +26,16 @@ def test_a_directory_appears_whole(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="half"), atomic_directory(tmp_path / "a") as folder:
-        (folder / "x").write_text("1")
-        raise RuntimeError("half way")
+    with pytest.raises(RuntimeError, match="half"):
+        fail_half_way(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_keeps_the_old_directory(tmp_path: Path) -> None:
     with atomic_directory(tmp_path / "a") as folder:
         (folder / "x").write_text("old")
-    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "a") as folder:
-        (folder / "x").write_text("new")
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="half"):
+        fail_half_way(tmp_path / "a")
     assert (tmp_path / "a" / "x").read_text() == "old"
 
 
