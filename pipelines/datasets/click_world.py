@@ -48,7 +48,7 @@ WEIGHTS = {
     "position": 0.40,
     "city": 0.20,
     "segment x category": 0.60,
-    "daypart x category x device": 0.30,
+    "daypart x category x device": 0.35,
     "taste": 0.35,
     "price | segment": 0.65,
     "brand | category": 0.60,
