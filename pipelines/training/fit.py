@@ -169,7 +169,7 @@ class _Fit:
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise ConfigError(
-                f"the loss is {loss} in epoch {self.progress.epoch}, step {self.progress.step}",
+                f"the loss is {loss} in epoch {self.progress.epoch + 1}, step {self.progress.step}",
                 where="train",
                 remedy="lower train.optimizer.lr or train.embedding.lr, or set train.clip_norm",
             )

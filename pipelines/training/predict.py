@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,11 @@ from torch import Tensor
 from ctr_models.batch import Batch
 from ctr_models.model import CTRModel
 from ctr_models.schema import Schema
-from pipelines.features.prepare import EncodedData
 from pipelines.training.distributed import Ranks
 from pipelines.training.loader import Loader
+
+if TYPE_CHECKING:
+    from pipelines.features.prepare import EncodedData
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,13 +16,15 @@ from ctr_models.model import CTRModel
 from pipelines.config import RunConfig, dump_config
 from pipelines.evaluation.metrics import evaluate
 from pipelines.features.files import atomic_write
-from pipelines.features.prepare import EncodedData
 from pipelines.training.checkpoint import read_tensors, verify
 from pipelines.training.distributed import Ranks, ranks
 from pipelines.training.fit import defined
 from pipelines.training.predict import Predictions, predict
 from pipelines.training.recipes import Context, make_recipe, run_recipe
 from pipelines.training.tracking import open_tracker
+
+if TYPE_CHECKING:
+    from pipelines.features.prepare import EncodedData
 
 RESULT = "result.json"
 

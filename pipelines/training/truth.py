@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipelines.evaluation.metrics import evaluate
-from pipelines.features.prepare import EncodedData
+
+if TYPE_CHECKING:
+    from pipelines.features.prepare import EncodedData
 
 
 def best_possible(data: EncodedData, split: str) -> dict[str, float]:

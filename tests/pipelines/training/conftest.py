@@ -40,12 +40,12 @@ class World:
         return sum(pq.read_metadata(file).num_rows for file in self.files(split))
 
 
-def make_world(path: Path, *, rows: int = 600, dim: int = 8, sequences: bool = False, group: int = 100) -> World:
-    """Clicks that depend on user and item, so that a model can learn something; two files, ragged row groups."""
+def make_schema(*, dim: int = 8, sequences: bool = False) -> Schema:
+    """Numeric, categorical and multi fields, and a history that shares the items' table."""
     history = IdField(
         name="history", rows=ITEMS, dim=dim, kind="sequence", table="item", target="item", max_length=5
     )
-    schema = Schema(
+    return Schema(
         dense=(DenseField(name="price", dim=dim),),
         sparse=(
             IdField(name="user", rows=USERS, dim=dim, role="user"),
@@ -54,12 +54,16 @@ def make_world(path: Path, *, rows: int = 600, dim: int = 8, sequences: bool = F
         ),
         sequences=(history,) if sequences else (),
     )
+
+
+def make_world(path: Path, *, rows: int = 600, sequences: bool = False, group: int = 100) -> World:
+    """Clicks that depend on user and item, so that a model can learn something; two files, ragged row groups."""
     random = np.random.default_rng(3)
-    user_taste, item_taste = random.normal(size=(USERS, 3)), random.normal(size=(ITEMS, 3))
+    user_taste, item_taste = random.normal(size=USERS), random.normal(size=ITEMS)
     start = 0
     for split, count in (("train", rows), ("valid", rows // 3), ("test", rows // 3)):
         user, item = random.integers(0, USERS, count), random.integers(0, ITEMS, count)
-        chance = 1 / (1 + np.exp(-(user_taste[user] * item_taste[item]).sum(1)))
+        chance = 1 / (1 + np.exp(-2 * (user_taste[user] + item_taste[item])))
         columns = {
             "price": pa.array(random.normal(size=count).astype("f4")),
             "user": pa.array(user.astype("i4")),
@@ -76,7 +80,7 @@ def make_world(path: Path, *, rows: int = 600, dim: int = 8, sequences: bool = F
         (path / split).mkdir(parents=True)
         for number, piece in enumerate((table.slice(0, half), table.slice(half))):
             pq.write_table(piece, path / split / f"part-{number:05d}.parquet", row_group_size=group)
-    return World(path, schema)
+    return World(path, make_schema(sequences=sequences))
 
 
 def make_config(workdir: Path, **train: Any) -> RunConfig:

@@ -147,9 +147,9 @@ def test_leaving_early_ends_the_thread(world):
 
 
 def test_numbers_that_do_not_divide_are_refused(world):
-    with pytest.raises(ConfigError, match="train.batch_size: a batch of 50 rows can't be dealt into 4 parts"):
+    with pytest.raises(ConfigError, match=r"train\.batch_size: a batch of 50 rows can't be dealt into 4 parts"):
         Loader(world.files("train"), world.schema, batch_size=50, parts=4)
-    with pytest.raises(ConfigError, match="train.parts: 3 parts can't be shared by 2 ranks"):
+    with pytest.raises(ConfigError, match=r"train\.parts: 3 parts can't be shared by 2 ranks"):
         Loader(world.files("train"), world.schema, batch_size=60, parts=3, world=2)
     with pytest.raises(DataError, match="600 rows for 601 parts"):
         Loader(world.files("train"), world.schema, batch_size=601, parts=601)
