@@ -136,8 +136,9 @@ def _print(result: OfflineResult, console: Console) -> None:
 
     level = f"{100 * (1 - result.experiment.decision.alpha):g} %"
     by = "users" if result.clustered else "rows"
-    table = Table(title=f"Difference from {result.experiment.control}, {level} interval over {by} and seeds")
-    table.title_justify = "left"
+    together = ", all challengers together (Holm)" if len(result.arms) > 2 else ""
+    title = f"Difference from {result.experiment.control}, {level} interval over {by} and seeds{together}"
+    table = Table(title=title, title_justify="left")
     for column in ("arm", "metric", "difference", "interval", "p", "verdict"):
         table.add_column(column, justify="left" if column in ("arm", "metric", "verdict") else "right")
     style = {"better": "green", "worse": "red", "noise": "dim"}
