@@ -175,7 +175,7 @@ class _TableFit:
         self.counter = Counter(DTYPES[kind]() if isinstance(self.encoding, Vocabulary) else pl.Int64())
         self.quantiles, self.missing = Quantiles.empty(), 0
 
-    def values(self, values: pl.Series, counts: np.ndarray | None) -> None:
+    def values(self, values: pl.Series, counts: np.ndarray | None, distinct: bool = False) -> None:
         """Take canonical values."""
         if values.null_count():
             known = values.is_not_null().to_numpy()
@@ -183,7 +183,8 @@ class _TableFit:
             values, counts = values.drop_nulls(), None if counts is None else counts[known]
         if isinstance(self.encoding, Hash):
             values = pl.Series(hash_ids(values, self.encoding.buckets, self.encoding.salt)).cast(pl.Int64)
-        self.counter.add(values, counts)
+            distinct = False
+        self.counter.add(values, counts, distinct=distinct)
 
     def numbers(self, x: np.ndarray, counts: np.ndarray | None) -> None:
         """Take numbers, NaN where missing."""
@@ -227,4 +228,6 @@ class _Contribution(_Use):
         if self.lists:
             values, lengths = flat_lists(values, self.column)
             counts = None if counts is None else np.repeat(counts, lengths)
-        self.table.values(canonical_series(values, self.table.kind), counts)
+        # Values with counts are a dictionary's; read as another type, two of them may become one.
+        distinct = counts is not None and not self.lists and values.dtype == DTYPES[self.table.kind]
+        self.table.values(canonical_series(values, self.table.kind), counts, distinct)

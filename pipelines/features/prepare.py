@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,23 +17,24 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from ctr_models.batch import Ragged
 from ctr_models.errors import ArtifactError, ConfigError
 from ctr_models.schema import Schema
 from pipelines.datasets.base import RawData
 from pipelines.datasets.config import SplitConfig
+from pipelines.features.encoders import MISSING, UNKNOWN
 from pipelines.features.files import atomic_directory, sha256_file
 from pipelines.features.fit import CHUNK, Coded, Fitter, RawColumn
 from pipelines.features.sequences import Histories
 from pipelines.features.spec import Column, FeatureSpec
 from pipelines.features.split import SPLITS, assign, check_split
 from pipelines.features.stage import TIME as STAGED_TIME
-from pipelines.features.stage import Source, Staged, open_writer, stage
+from pipelines.features.stage import WORKERS, Source, Staged, open_writer, ordered, stage
 from pipelines.features.state import FeatureState
 from pipelines.features.transform import LABEL, ROW, USER, Encoded, Encoder, arrow_lists, take
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
-_WORKERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -223,10 +222,30 @@ class _Features:
         self.of_dictionary: dict[str, Encoded] = {}
         for c in self.spec.columns:
             if c.from_log is None and c.column in staged.dictionaries:
-                self.of_dictionary[c.name] = self.encoder.column(c, _with_null(staged.dictionaries[c.column]))
+                self.of_dictionary[c.name] = self._dictionary(c)
         if self.spec.user in staged.dictionaries:
             self.of_dictionary[USER] = self.encoder.users(_with_null(staged.dictionaries[self.spec.user]))
         self.histories = {c.name: self._history(c) for c in self.spec.columns if c.from_log is not None}
+
+    def _dictionary(self, column: Column) -> Encoded:
+        """Encode the distinct texts of a column, and null at the end."""
+        texts = self.staged.dictionaries[column.column]
+        table = self.encoder.state.tables.get(column.table or column.name)
+        if (
+            column.kind != "categorical"
+            or table is None
+            or table.type != "text"
+            or table.encoding.how != "vocabulary"
+        ):
+            return self.encoder.column(column, _with_null(texts))
+        # The stage can find texts in its dictionary; so the few known values are looked up, not the many seen.
+        values, ids = table.known()
+        out = np.full(len(texts) + 1, UNKNOWN, dtype=np.int32)
+        places = self.staged.places(column.column, values)
+        out[places[places >= 0]] = ids[places >= 0]
+        out[self.staged.places(column.column, pl.Series([""]))] = MISSING
+        out[-1] = MISSING
+        return out
 
     @property
     def raw(self) -> list[str]:
@@ -234,35 +253,34 @@ class _Features:
         names = [c.column for c in self.spec.columns if c.from_log is None]
         return list(dict.fromkeys([*names, LABEL, *([self.spec.user] if self.spec.user else [])]))
 
-    def encode(self, chunk: dict[str, RawColumn], rows: slice, chosen: np.ndarray) -> dict[str, pa.Array]:
-        """Encode the ``chosen`` rows, (M,) places in the chunk."""
-        every = len(chosen) == rows.stop - rows.start
+    def encode(self, chunk: dict[str, RawColumn], rows: slice) -> dict[str, Encoded]:
+        """Encode the rows of a chunk, in the order of the schema."""
         out: dict[str, Encoded] = {}
         for name in self.names:
             if name in self.histories:
                 histories, ids = self.histories[name]
-                out[name] = histories.take(ids, rows.start + chosen)
+                out[name] = histories.take(ids, rows)
             else:
                 c = self.columns[name]
-                out[name] = self._column(name, chunk[c.column], chosen, every, partial(self.encoder.column, c))
+                out[name] = self._column(name, chunk[c.column], partial(self.encoder.column, c))
         label = chunk[LABEL]
         assert isinstance(label, pl.Series)
-        out[LABEL] = label.to_numpy()[chosen]
+        out[LABEL] = label.to_numpy()
         if self.spec.user is None:
-            out[USER] = np.zeros(len(chosen), dtype=np.int64)
+            out[USER] = np.zeros(rows.stop - rows.start, dtype=np.int64)
         else:
-            out[USER] = self._column(USER, chunk[self.spec.user], chosen, every, self.encoder.users)
-        out[ROW] = rows.start + chosen.astype(np.int64)
-        return {n: pa.array(v) if isinstance(v, np.ndarray) else arrow_lists(v) for n, v in out.items()}
+            out[USER] = self._column(USER, chunk[self.spec.user], self.encoder.users)
+        out[ROW] = np.arange(rows.start, rows.stop, dtype=np.int64)
+        return out
 
-    def _column(
-        self, name: str, raw: RawColumn, chosen: np.ndarray, every: bool, encode: Callable[[pl.Series], Encoded]
-    ) -> Encoded:
-        if isinstance(raw, Coded):
-            # Code -1, no value, addresses the last entry, which is null's.
-            return take(self.of_dictionary[name], raw.index if every else raw.index[chosen])
-        encoded = encode(raw)
-        return encoded if every else take(encoded, chosen)
+    def _column(self, name: str, raw: RawColumn, encode: Callable[[pl.Series], Encoded]) -> Encoded:
+        if not isinstance(raw, Coded):
+            return encode(raw)
+        # The last entry is null's; a code of -1 addresses it, in an array even as it stands.
+        values, index = self.of_dictionary[name], raw.index
+        if isinstance(values, Ragged):
+            index = np.where(index < 0, len(raw.values), index)
+        return take(values, index)
 
     def _history(self, column: Column) -> tuple[Histories, np.ndarray]:
         """Find every row's history; ids of its events, (E,) int32."""
@@ -302,36 +320,34 @@ def _encode(
     features = _Features(staged, state)
     writers = [_Writer(folder / name / "part-00000.parquet") for name in SPLITS]
 
-    def work(rows: slice, chunk: dict[str, RawColumn]) -> list[pa.Table]:
-        tables = []
-        for place in range(len(SPLITS)):
-            chosen = np.flatnonzero(split[rows] == place)
-            columns = features.encode(chunk, rows, chosen)
-            for name in kept:
-                columns[name] = _raw(chunk[name], staged.dtypes[name]).take(pa.array(chosen))
-            tables.append(pa.table(columns))
-        return tables
+    def work(rows: slice, chunk: dict[str, RawColumn]) -> list[pa.Table | None]:
+        encoded = features.encode(chunk, rows)
+        raw = {name: _raw(chunk[name], staged.dtypes[name]) for name in kept}
+        return [_rows_of(encoded, raw, split[rows] == place) for place in range(len(SPLITS))]
 
     wanted = list(dict.fromkeys((*features.raw, *kept)))
     try:
-        with ThreadPoolExecutor(_WORKERS) as pool:
-            ahead: deque[Future[list[pa.Table]]] = deque()
-
-            def write() -> None:
-                tables = ahead.popleft().result()
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for tables in ordered(pool, work, staged.chunks(wanted), WORKERS):
                 for writer, table in zip(writers, tables, strict=True):
-                    writer.add(table)
-                on_rows(sum(t.num_rows for t in tables))
-
-            for rows, chunk in staged.chunks(wanted):
-                ahead.append(pool.submit(work, rows, chunk))
-                if len(ahead) > _WORKERS:
-                    write()
-            while ahead:
-                write()
+                    if table is not None:
+                        writer.add(table)
+                        on_rows(table.num_rows)
     finally:
         for writer in writers:
             writer.close()
+
+
+def _rows_of(encoded: dict[str, Encoded], raw: dict[str, pa.Array], mask: np.ndarray) -> pa.Table | None:
+    """The chosen rows of a chunk as a table; None if there are none."""
+    if not mask.any():
+        return None
+    chosen = np.flatnonzero(mask)
+    every = len(chosen) == len(mask)
+    columns = {name: values if every else take(values, chosen) for name, values in encoded.items()}
+    arrays = {n: pa.array(v) if isinstance(v, np.ndarray) else arrow_lists(v) for n, v in columns.items()}
+    arrays |= {name: values if every else values.take(pa.array(chosen)) for name, values in raw.items()}
+    return pa.table(arrays)
 
 
 def _raw(column: RawColumn, dtype: pl.DataType) -> pa.Array:

@@ -6,9 +6,13 @@ numbers becomes float64. Encoding a text column later means encoding its diction
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, TypeVarTuple
 
 import numpy as np
 import polars as pl
@@ -21,6 +25,7 @@ from pipelines.features.fit import CHUNK, Coded, RawColumn, types_of
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.validate import ContentCheck, check_schema, reading, time_key
 
+WORKERS = min(4, os.cpu_count() or 1)
 LABEL, TIME = "__label__", "__time__"
 
 
@@ -44,6 +49,7 @@ class Staged:
         types: canonical types of the encoded columns.
         dtypes: of the source's columns.
         timed: whether column ``__time__`` is there.
+        coders: what found the places of the texts.
     """
 
     file: Path
@@ -52,6 +58,7 @@ class Staged:
     types: dict[str, Type]
     dtypes: dict[str, pl.DataType]
     timed: bool
+    coders: dict[str, Codes]
 
     @property
     def rows(self) -> int:
@@ -60,10 +67,14 @@ class Staged:
 
     def chunks(self, columns: Sequence[str]) -> Iterator[tuple[slice, dict[str, RawColumn]]]:
         """Yield the rows in order: which they are, and the wanted columns (``__label__`` and ``__time__`` too)."""
-        with pq.ParquetFile(self.file) as file:
+        with pq.ParquetFile(self.file) as file, ThreadPoolExecutor(1) as reader:
+            groups = range(file.num_row_groups)
+
+            def read(group: int) -> pa.Table:
+                return file.read_row_group(group, columns=list(columns), use_threads=False)
+
             start = 0
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=list(columns), use_threads=False)
+            for table in ordered(reader, read, ((group,) for group in groups), 1):
                 yield slice(start, start + table.num_rows), {n: self._column(n, table[n]) for n in columns}
                 start += table.num_rows
 
@@ -71,6 +82,11 @@ class Staged:
         """Return one column of all rows."""
         table = pq.read_table(self.file, columns=[column], use_threads=False)
         return self._column(column, table[column])
+
+    def places(self, column: str, texts: pl.Series) -> np.ndarray:
+        """Return the place of each text in a column's dictionary, (K,) int64; -1 where it isn't there."""
+        found = self.coders[column].of(texts).astype(np.int64)
+        return np.where(found < len(self.dictionaries[column]), found, -1)
 
     def _column(self, name: str, column: pa.ChunkedArray) -> RawColumn:
         if name in self.dictionaries:
@@ -146,69 +162,82 @@ class _Stager:
             if used[n] == {"numeric"} and n not in (spec.user, *spec.keep, *keep) and dtypes[n].is_numeric()
         }
         coded = [n for n in self.raw if n in self.types and type_of(dtypes[n]) == "text" and not is_list(dtypes[n])]
-        self.codes = {n: _Codes() for n in coded}
+        self.codes = {n: Codes() for n in coded}
+        self.sizes = dict.fromkeys(coded, 1)
         self.writer: pq.ParquetWriter | None = None
         self.parts: dict[str, tuple[int, int]] = {}
         self.done = 0
 
     def run(self, sources: Sequence[Source], on_rows: Callable[[int], None]) -> Staged:
-        failure: list[BaseException] = []
         try:
-            for source in sources:
-                check = ContentCheck(self.spec, str(source.path))
-                first = self.done
-
-                def pass_by(frame: pl.DataFrame, check: ContentCheck = check) -> bool:
-                    try:
-                        self._batch(frame, check)
-                        on_rows(len(frame))
-                    except BaseException as error:  # polars would wrap it in an error of its own
-                        failure.append(error)
-                        return True
-                    return False
-
-                wanted = [n for n in dict.fromkeys((*self.spec.raw_columns, *self.raw)) if n in self.dtypes]
-                typed = source.frame.select(pl.col(n).cast(self.dtypes[n]) for n in wanted)
-                try:
-                    with reading(str(source.path)):
-                        typed.sink_batches(pass_by, chunk_size=CHUNK, maintain_order=True, engine="streaming")
-                finally:
-                    if failure:
-                        raise failure[0]
-                check.finish()
-                self.parts[source.name] = (first, self.done)
+            with ThreadPoolExecutor(WORKERS) as pool:
+                for source in sources:
+                    first = self.done
+                    check = ContentCheck(self.spec, str(source.path))
+                    self._read(source, check, pool, on_rows)
+                    check.finish()
+                    self.parts[source.name] = (first, self.done)
         finally:
             if self.writer is not None:
                 self.writer.close()
-        dictionaries = {name: codes.dictionary(name) for name, codes in self.codes.items()}
-        staged = Staged(self.file, dictionaries, self.parts, self.types, self.dtypes, self.timed)
+        dictionaries = {name: codes.dictionary(name, self.sizes[name]) for name, codes in self.codes.items()}
+        staged = Staged(self.file, dictionaries, self.parts, self.types, self.dtypes, self.timed, self.codes)
         self._check_texts(staged, sources)
         return staged
 
-    def _batch(self, frame: pl.DataFrame, check: ContentCheck) -> None:
-        if len(frame) == 0:
-            return
-        first = check.rows + 1
-        labels = check.batch(frame)
+    def _read(
+        self, source: Source, check: ContentCheck, pool: ThreadPoolExecutor, on_rows: Callable[[int], None]
+    ) -> None:
+        """Pass one source by: polars reads, our threads type and code, the file is written in order."""
+        wanted = dict.fromkeys((*self.spec.raw_columns, *self.raw))
+        typed = source.frame.select(pl.col(n).cast(self.dtypes[n]) for n in wanted)
+        failure: list[BaseException] = []
+        waiting: deque[Future[pa.Table]] = deque()
+
+        def pass_by(frame: pl.DataFrame) -> bool:
+            try:
+                if len(frame):
+                    first = check.rows + 1
+                    waiting.append(pool.submit(self._typed, frame, check.batch(frame), check.source, first))
+                if len(waiting) > WORKERS:
+                    on_rows(self._write(waiting.popleft().result()))
+            except BaseException as error:  # polars would wrap it in an error of its own
+                failure.append(error)
+                return True
+            return False
+
+        try:
+            with reading(str(source.path)):
+                typed.sink_batches(pass_by, chunk_size=CHUNK, maintain_order=True, engine="streaming")
+        finally:
+            if failure:
+                raise failure[0]
+        while waiting:
+            on_rows(self._write(waiting.popleft().result()))
+
+    def _typed(self, frame: pl.DataFrame, labels: np.ndarray, source: str, first: int) -> pa.Table:
         out: dict[str, pa.Array] = {}
         for name in self.raw:
-            values = frame[name]
             if name in self.codes:
-                out[name] = pa.array(self.codes[name].of(values))
+                out[name] = pa.array(self.codes[name].of(frame[name]))
             elif name in self.numbers:
-                out[name] = pa.array(numbers(values))
+                out[name] = pa.array(numbers(frame[name]))
             else:
-                array = values.rechunk().to_arrow()
-                out[name] = array
+                out[name] = frame[name].rechunk().to_arrow()
         out[LABEL] = pa.array(labels)
         if self.timed:
             assert self.spec.timestamp is not None
-            out[TIME] = pa.array(time_key(frame[self.spec.timestamp], check.source, first))
-        table = pa.table(out)
+            out[TIME] = pa.array(time_key(frame[self.spec.timestamp], source, first))
+        return pa.table(out)
+
+    def _write(self, table: pa.Table) -> int:
+        for name in self.codes:
+            self.sizes[name] = max(self.sizes[name], int(table[name].to_numpy().max()) + 1)
         if self.writer is None:
             self.writer = open_writer(self.file, table.schema)
         self.writer.write_table(table, row_group_size=CHUNK)
-        self.done += len(frame)
+        self.done += table.num_rows
+        return table.num_rows
 
     def _check_texts(self, staged: Staged, sources: Sequence[Source]) -> None:
         for name, values in staged.dictionaries.items():
@@ -224,31 +253,40 @@ class _Stager:
             raise DataError(problem, where=where, remedy=remedy)
 
 
-class _Codes:
-    """Numbers for the texts of one column, in the order in which they come."""
+class Codes:
+    """Numbers for the texts of one column, in no order; the empty text is 0. Threads may share it."""
 
     def __init__(self) -> None:
         self._type = pl.Categorical(pl.Categories.random())
         # polars drops the table of categories with the last Series of its type.
-        self._alive: pl.Series | None = None
-        self._size = 0
+        self._alive = pl.Series([""], dtype=pl.String).cast(self._type)
 
     def of(self, values: pl.Series) -> np.ndarray:
         """Return the code of each text, (N,) int32, -1 for null."""
-        if values.dtype == pl.Null or values.null_count() == len(values):
-            return np.full(len(values), -1, dtype=np.int32)
-        coded = values.cast(pl.String).cast(self._type)
-        self._alive = self._alive if self._alive is not None else coded[:0]
-        codes = coded.to_physical()
-        self._size = max(self._size, int(codes.max()) + 1)  # type: ignore[arg-type]
+        codes = values.cast(pl.String).cast(self._type).to_physical()
         return codes.cast(pl.Int32).fill_null(-1).to_numpy()
 
-    def dictionary(self, name: str) -> pl.Series:
-        """Return the texts by code."""
-        if self._size == 0:
-            return pl.Series(name, [], dtype=pl.String)
-        codes = pl.Series(name, np.arange(self._size, dtype=np.uint32))
+    def dictionary(self, name: str, size: int) -> pl.Series:
+        """Return the first ``size`` texts by code."""
+        codes = pl.Series(name, np.arange(size, dtype=np.uint32))
         return codes.cat.to(self._type).cast(pl.String)
+
+
+_In = TypeVarTuple("_In")
+_Out = TypeVar("_Out")
+
+
+def ordered(
+    pool: ThreadPoolExecutor, work: Callable[[*_In], _Out], items: Iterable[tuple[*_In]], ahead: int
+) -> Iterator[_Out]:
+    """Yield ``work(*item)`` of every item in order, at most ``ahead`` results before they are asked for."""
+    waiting: deque[Future[_Out]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, *item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def open_writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:

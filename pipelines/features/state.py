@@ -120,9 +120,11 @@ class Table:
 
     def counted(self, frame: pl.DataFrame) -> Table:
         """Return the table with other values: columns value, count and id (0 for none), in any order."""
-        frame = frame.select(
-            "value", pl.col("count").cast(pl.Int64), pl.col("id").cast(pl.Int32), (pl.col("id") == 0).alias("new")
-        ).sort(["new", "id", "count", "value"], descending=[False, False, True, False])
+        frame = frame.select("value", pl.col("count").cast(pl.Int64), pl.col("id").cast(pl.Int32))
+        known = frame.filter(pl.col("id") > 0).sort("id")
+        new = frame.filter(pl.col("id") == 0).sort("value")
+        falling = np.argsort(-new["count"].to_numpy(), kind="stable")
+        frame = pl.concat([known, new[falling]])
         return replace(
             self, values=frame["value"], counts=frame["count"].to_numpy(), ids=frame["id"].to_numpy().copy()
         )

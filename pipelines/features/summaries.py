@@ -143,12 +143,13 @@ class Counter:
     def __init__(self, dtype: pl.DataType) -> None:
         self._parts = [pl.DataFrame(schema={"value": dtype, "count": pl.Int64})]
 
-    def add(self, values: pl.Series, counts: np.ndarray | None = None) -> None:
-        """Count values (N,) without nulls, each once or ``counts`` times."""
+    def add(self, values: pl.Series, counts: np.ndarray | None = None, *, distinct: bool = False) -> None:
+        """Count values (N,) without nulls, each once or ``counts`` times; they may be known to be distinct."""
         if len(values) == 0:
             return
         times = np.ones(len(values), dtype=np.int64) if counts is None else counts.astype(np.int64)
-        self._parts.append(_summed(pl.DataFrame({"value": values, "count": times})))
+        part = pl.DataFrame({"value": values, "count": times})
+        self._parts.append(part if distinct else _summed(part))
         if sum(map(len, self._parts[1:])) > max(len(self._parts[0]), 1 << 20):
             self._parts = [self.frame()]
 
