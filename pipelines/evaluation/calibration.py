@@ -64,4 +64,4 @@ def reliability(
     middle = observed + square / 2
     half = np.sqrt(Z95**2 * observed * (1 - observed) / n + square**2 / 4)
     low, high = (middle - half) / (1 + square), (middle + half) / (1 + square)
-    return Reliability(predicted, observed, np.clip(low, 0, 1), np.clip(high, 0, 1), n)
+    return Reliability(predicted, observed, np.clip(low, 0, observed), np.clip(high, observed, 1), n)
