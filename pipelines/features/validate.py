@@ -29,11 +29,11 @@ def reading(source: str) -> Iterator[None]:
                 remedy="repair that row, or quote the field that holds the separator",
             ) from None
         reason = reason.split(" You might want to")[0]
+        remedy = "the file may be truncated or of another format; write it again"
+        if source.endswith(".csv"):
+            remedy += ", or, if a column changes its type, name the type in data.options.types"
         raise DataError(
-            f"can't be read ({reason if len(reason) <= 300 else reason[:297] + '...'})",
-            where=source,
-            remedy="the file may be truncated or of another format; write it again, or, for a CSV column that "
-            "changes its type, name the type in data.options.types",
+            f"can't be read ({reason if len(reason) <= 300 else reason[:297] + '...'})", where=source, remedy=remedy
         ) from None
 
 
