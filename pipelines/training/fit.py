@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ class _Fit:
         found = self.checkpoints.latest()
         if found is None:
             if self.me.first:
-                warnings.warn("no whole checkpoint yet; training from the start", stacklevel=2)
+                logging.getLogger(__name__).info("no whole checkpoint yet; training from the start")
             return
         path, content = found
         if content["fingerprint"] != self.fingerprint:
