@@ -105,7 +105,9 @@ class Table:
         if isinstance(self.encoding, Quantile):
             return replace(self, missing=self.missing + other.missing, quantiles=quantiles)._bucketed()
         mine = pl.DataFrame({"value": self.values, "count": self.counts, "id": self.ids})
-        theirs = pl.DataFrame({"value": other.values, "count": other.counts, "id": np.zeros_like(other.ids)})
+        # The ids of a vocabulary are its own; those of a hash and of buckets are everyone's.
+        their_ids = np.zeros_like(other.ids) if isinstance(self.encoding, Vocabulary) else other.ids
+        theirs = pl.DataFrame({"value": other.values, "count": other.counts, "id": their_ids})
         both = pl.concat([mine, theirs]).group_by("value").agg(pl.col("count").sum(), pl.col("id").max())
         return replace(self.counted(both), missing=self.missing + other.missing)
 
