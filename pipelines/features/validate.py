@@ -15,12 +15,12 @@ from pipelines.features.spec import Column, FeatureSpec
 
 
 @contextmanager
-def reading(source: str) -> Iterator[None]:
+def reading(source: str | Path) -> Iterator[None]:
     """Turn polars' complaint about a source into a DataError that names it."""
     try:
         yield
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        source, reason = str(source), " ".join(str(error).split())
         if "found more fields than defined" in reason:
             row = _ragged_row(Path(source))
             raise DataError(
