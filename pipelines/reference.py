@@ -15,8 +15,12 @@ from ctr_models.gates.base import GATES
 from ctr_models.model import MODELS
 from pipelines.config import RunConfig
 from pipelines.datasets.base import DATASETS
+from pipelines.training.recipes import RECIPES
 
 Json = dict[str, Any]
+
+_DOTTED = {"type": "string", "pattern": r"\."}
+"""The dotted path of a class of the user's own."""
 
 _HEAD = """# Configuration
 
@@ -65,7 +69,7 @@ def json_schema() -> Json:
         "description": "A model by name, its options, and the gate in each of its slots.",
     }
     data = definitions["DataConfig"]
-    data["properties"]["source"]["anyOf"] = [{"enum": list(DATASETS)}, {"type": "string", "pattern": r"\."}]
+    data["properties"]["source"]["anyOf"] = [{"enum": list(DATASETS)}, dict(_DOTTED)]
     data["allOf"] = [
         {
             "if": {"required": ["source"], "properties": {"source": {"const": name}}},
@@ -73,6 +77,7 @@ def json_schema() -> Json:
         }
         for name in DATASETS
     ]
+    definitions["RecipeConfig"]["properties"]["name"]["anyOf"] = [{"enum": list(RECIPES)}, dict(_DOTTED)]
     for unused in ("ModelSpec", "GateSpec"):
         definitions.pop(unused, None)
     return schema
@@ -94,7 +99,9 @@ def reference() -> str:
         parts.append(f"{_paragraph(section)}\n")
         parts.append(_table(section, definitions))
         if path == "data":
-            parts.extend(_options("Source", "data.source", {name: DATASETS[name].Options for name in DATASETS}))
+            parts.extend(_registered("source", "data.options", {name: DATASETS[name] for name in DATASETS}))
+        if path == "recipe":
+            parts.extend(_registered("recipe", "recipe.options", {name: RECIPES[name] for name in RECIPES}))
     parts.append("## `model`\n")
     parts.append(
         "A name, or `{name: ..., gates: {slot: gate}, option: value}`. A dotted path names a class of your own.\n"
@@ -116,11 +123,14 @@ def reference() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _options(what: str, key: str, configs: Mapping[str, type[BaseModel]]) -> Iterator[str]:
-    for name, config in configs.items():
-        schema, definitions = _apart(_described(config))
-        if schema.get("properties"):
-            yield f"### {what} `{name}`: `{key.rpartition('.')[0]}.options`\n"
+def _registered(what: str, path: str, classes: Mapping[str, Any]) -> Iterator[str]:
+    """What each registered class is, and the options that it takes under ``path``."""
+    for name, cls in classes.items():
+        yield f"### {what} `{name}`\n"
+        schema, definitions = _apart(_described(cls.Options))
+        options = f" Its `{path}`:" if schema.get("properties") else ""
+        yield f"{_first(cls)}{options}\n"
+        if options:
             yield _table(schema, definitions)
 
 
@@ -268,8 +278,7 @@ def _by_name(configs: Mapping[str, Json], definitions: Json) -> Json:
         own["properties"] = {"name": {"const": name}, **own.get("properties", {})}
         own["required"] = ["name", *own.get("required", ())]
         branches.append(own)
-    dotted = {"type": "string", "pattern": r"\."}
-    branches += [dotted, {"type": "object", "required": ["name"], "properties": {"name": dotted}}]
+    branches += [dict(_DOTTED), {"type": "object", "required": ["name"], "properties": {"name": dict(_DOTTED)}}]
     return {"anyOf": branches}
 
 

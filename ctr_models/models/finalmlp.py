@@ -33,8 +33,8 @@ class FinalMLP(CTRModel):
     Slot ``feature`` holds one gate a stream; the published contexts are a list, ``context: [user, item]``. Slot
     ``fusion`` gates each stream's output by the other's. Without gates this is DualMLP with bilinear fusion.
 
-    Differences from the official code: the learned context starts at random, not at zero (where it can't learn), and
-    the fusion's bias stands once, not twice.
+    Differences from the official code: the learned context starts at random, not at zero (where it can't learn),
+    and the fusion's bias stands once, not twice.
 
     Example:
         >>> from ctr_models import create_model, example_batch

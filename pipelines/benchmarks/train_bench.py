@@ -113,8 +113,8 @@ def _measure(world: _World, name: str, rounds: int, steps: int) -> tuple[dict[st
         "floor": _floor(world, name),
     }
     seconds = dict.fromkeys(ways, 0.0)
-    for way in ways.values():
-        way(2)  # warm caches, allocator and optimiser state
+    for run in ways.values():
+        run(2)  # warm caches, allocator and optimiser state
     loader.waited = loader.worked = 0.0
     for _ in range(rounds):
         for way, run in ways.items():

@@ -316,7 +316,8 @@ def _check_schema(directory: Path, model: Schema, state: Schema) -> None:
 
     ours, given = inputs(model), inputs(state)
     if ours != given:
-        differing = [(a, b) for a, b in zip(ours, given, strict=False) if a != b] or [(len(ours), len(given))]
+        differing: list[tuple[object, object]] = [(a, b) for a, b in zip(ours, given, strict=False) if a != b]
+        differing = differing or [(len(ours), len(given))]
         raise ArtifactError(
             f"the model reads {differing[0][0]}, the features give {differing[0][1]}",
             where=str(directory / FEATURES),

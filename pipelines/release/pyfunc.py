@@ -29,7 +29,7 @@ class SluicePyfunc(mlflow.pyfunc.PythonModel):
         """Score rows; a column that is missing counts as null in every row."""
         frame = pl.from_pandas(model_input)
         # pandas keeps integers with gaps as floats; the golden rows know the column's true type.
-        known = {n: t for n, t in self.types.items() if n in frame.columns and t != pl.Null}
+        known: Any = {n: t for n, t in self.types.items() if n in frame.columns and t != pl.Null}
         return self.bundle.score_frame(frame.cast(known, strict=False))
 
 

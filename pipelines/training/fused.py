@@ -212,7 +212,8 @@ def fuse(
     """
     found = []
     for path, module in list(model.named_modules()):
-        kind = {EmbeddingBagCollection: FusedBags, EmbeddingCollection: FusedSequences}.get(type(module))
+        kinds: dict[type, Any] = {EmbeddingBagCollection: FusedBags, EmbeddingCollection: FusedSequences}
+        kind = kinds.get(type(module))
         if kind is not None:
             parent, _, name = path.rpartition(".")
             fused = kind(module, optimizer, lr, eps, device)

@@ -69,8 +69,5 @@ def test_the_page_names_every_key_of_the_top_level_and_every_part() -> None:
 
 
 def test_the_text_below_a_field_becomes_its_description() -> None:
-    assert (
-        "| `keep_checkpoints` | integer >= 1 | `2` |" in reference()
-        and "| `checkpoint_every` | integer >= 1 |  | Steps between checkpoints; None: at the end of each epoch. |"
-        in reference()
-    )
+    row = "| `checkpoint_every` | integer >= 1 |  | Steps between checkpoints; None: at the end of each epoch. |"
+    assert row in reference()
