@@ -67,8 +67,9 @@ def assign(staged: Staged, split: SplitConfig, seed: int, sources: Sequence[Sour
         out = np.searchsorted([split.train, split.train + split.valid], draw, side="right").astype(np.uint8)
     elif split.by == "time":
         time = _numbers(staged, TIME)
-        ranks = [round(staged.rows * share) for share in (split.train, split.train + split.valid)]
-        cuts = np.partition(time, [min(r, staged.rows - 1) for r in ranks])[ranks]
+        shares = (split.train, split.train + split.valid)
+        ranks = [min(round(staged.rows * share), staged.rows - 1) for share in shares]
+        cuts = np.partition(time, ranks)[ranks]
         out = np.searchsorted(cuts, time, side="right").astype(np.uint8)
     else:
         out = _by_column(staged, str(split.column), source)
