@@ -75,7 +75,7 @@ def train_command(
         going_on = me.share((folder / "config.yaml").is_file())
         result = train(checked, data, run_dir=folder, resume=going_on, progress=me.first)
         if me.first:
-            report = _release(checked, raw, data, result, once=run is not None)
+            report = _release(checked, raw, data, result, once=going_on or run is not None)
             _show(checked, data, result, report, json_path)
         me.wait()
 

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ctr_models.errors import ArtifactError, ConfigError
+from pipelines.cli import build_app
+from pipelines.release.bundle import Bundle
+
+CONFIG = """
+name: tiny
+workdir: {workdir}
+data: {{source: click_world, options: {{rows: 3000, users: 50, items: 40}}}}
+model: {{name: finalmlp, mlp1: {{hidden: [8]}}, mlp2: {{hidden: [8]}}, heads: 2}}
+train: {{epochs: 2, batch_size: 200, threads: 1}}
+tracking: {{system_metrics: false}}
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration whose features are encoded once for all tests here."""
+    folder = tmp_path_factory.mktemp("train")
+    path = folder / "ctr.yaml"
+    path.write_text(CONFIG.format(workdir=folder / "work"))
+    return path
+
+
+def sluice(*arguments: object):
+    return CliRunner().invoke(build_app(), ["train", *map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def trained(file):
+    """One run, by name, and what it printed and wrote."""
+    out = file.parent / "result.json"
+    done = sluice("-c", file, "--run", "monday", "--json", out)
+    assert done.exit_code == 0, done.output
+    return json.loads(out.read_text()), done.output
+
+
+def test_from_raw_logs_to_a_registered_version(trained, file):
+    result, output = trained
+    assert result["version"] == 1
+    assert {"valid_auc", "test_auc", "test_logloss", "test_ne", "test_ece"} <= set(result["metrics"])
+    assert result["run_dir"] == str(file.parent / "work" / "runs" / "monday")
+    assert "models:/tiny/1" in output
+    assert "training rows/s" in output
+
+
+def test_the_best_possible_stands_beside(trained):
+    result, output = trained
+    best = result["best_possible"]
+    assert best["test_auc"] > result["metrics"]["test_auc"]
+    assert best["test_logloss"] < result["metrics"]["test_logloss"]
+    assert f"{best['test_auc']:.5f}" in output
+
+
+def test_the_bundle_scores_its_golden_rows(trained):
+    result, _ = trained
+    bundle = Bundle.load(Path(result["bundle"]))  # replays them
+    assert len(bundle.golden) == 64
+    assert bundle.metrics == pytest.approx(result["metrics"])
+    assert bundle.config["name"] == "tiny"
+
+
+def test_a_repeated_job_neither_trains_nor_registers_again(trained, file):
+    result, _ = trained
+    again = sluice("-c", file, "--run", "monday", "--json", "-")
+    found = json.loads(again.stdout)
+    assert found["metrics"] == result["metrics"]
+    assert found["version"] == result["version"]
+
+
+def test_a_run_goes_on_from_its_folder(trained, file):
+    result, _ = trained
+    done = sluice("--resume", result["run_dir"], "--json", "-")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["metrics"] == result["metrics"]
+    assert found["version"] == result["version"]  # a finished run is not registered twice
+
+
+def test_overrides_reach_the_run(file):
+    done = sluice(
+        "-c", file, "-o", "model=lr", "-o", "train.epochs=1", "-o", "tracking.enabled=false", "--json", "-"
+    )
+    found = json.loads(done.stdout)
+    assert Path(found["run_dir"]).name.startswith("lr-")
+    assert found["version"] is None
+    assert found["epochs"] == 1
+
+
+def test_bad_arguments_are_named(file, tmp_path):
+    with pytest.raises(ArtifactError, match="no run to resume here"):
+        sluice("--resume", tmp_path)
+    with pytest.raises(ConfigError, match=r"train\.epoch: unknown key\. did you mean 'epochs'"):
+        sluice("-c", file, "-o", "train.epoch=3")
+
+
+def test_two_ranks_make_an_ordinary_bundle(file):
+    out = file.parent / "two.json"
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "pipelines.cli", "train"]
+    command += ["-c", str(file), "-o", "train.sharding.kind=table_wise", "-o", "tracking.enabled=false"]
+    done = subprocess.run([*command, "--json", str(out)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    result = json.loads(out.read_text())
+    assert Bundle.load(Path(result["bundle"])).metrics == pytest.approx(result["metrics"])
+    assert done.stdout.count("training rows/s") == 1  # only rank 0 talks
