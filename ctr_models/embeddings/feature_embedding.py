@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,9 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from ctr_models.batch import Batch
 from ctr_models.errors import ConfigError, nearest
 from ctr_models.schema import IdField, Schema
+
+# TorchRec asks torch.fx a question on every look-up that torch answers with a warning.
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 @dataclass

@@ -109,7 +109,8 @@ def register(
                 name,
                 source=logged.artifact_location,
                 run_id=run_id,
-                model_id=logged.model_id,
+                # Without a run MLflow would look the model up in the process's own default store.
+                model_id=logged.model_id if run_id else None,
                 tags={**_tags(bundle), **(tags or {})},
                 await_creation_for=0,
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -24,9 +23,6 @@ from pipelines.training.optimizers import (
     table_settings,
     torch_optimizer,
 )
-
-# TorchRec asks torch.fx a question on every look-up that torch answers with a warning.
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 class _Loss(nn.Module):
