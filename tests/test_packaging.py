@@ -71,3 +71,21 @@ def test_a_users_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
 
 def test_the_version_is_the_projects() -> None:
     assert version("sluice") == PROJECT["version"]
+
+
+def test_no_python_that_suits_is_told_what_to_do(tmp_path: Path) -> None:
+    command = ["bash", str(ROOT / "deploy" / "make-venv"), str(tmp_path / "venv")]
+    done = subprocess.run(
+        command, env={"PATH": "/usr/bin:/bin", "PYTHON": "/no/python3.11"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: /no/python3.11 is not a Python 3.11 or 3.12 that can make virtual environments.\n"
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_python_that_suits_makes_the_environment_once(tmp_path: Path) -> None:
+    command = ["bash", str(ROOT / "deploy" / "make-venv"), str(tmp_path / "venv")]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert first.stdout.startswith(f"Making {tmp_path}/venv with Python 3.1")
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == ""
