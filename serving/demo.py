@@ -30,12 +30,16 @@ def demo(
     What an earlier call has finished is taken from there: a second call takes seconds.
     """
     import json as codec
+    import signal
+    import sys
 
     from rich.console import Console
 
     from pipelines.features.files import atomic_write
     from serving.walkthrough import Walkthrough
 
+    # A polite request to end unwinds the stack, so that the server goes as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     screen = Console(stderr=json == "-", highlight=False)
     figures = Walkthrough(out, data, rows, screen).run()
     text = codec.dumps(figures, indent=2)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,7 +26,7 @@ from pipelines.features.prepare import EncodedData, prepare
 from pipelines.release.bundle import SCORE, Bundle
 from pipelines.release.golden import golden_rows
 from pipelines.release.promotion import promote
-from pipelines.release.registry import register, releases
+from pipelines.release.registry import model_names, register, releases
 from pipelines.release.store import connect, quiet
 from pipelines.training.predict import Predictions, predict
 from pipelines.training.tracking import tracking_uri
@@ -66,7 +67,7 @@ class Arm:
     @property
     def name(self) -> str:
         """As it stands in tables."""
-        return f"{self.model}, {self.slot} gate {self.gate}"
+        return f"{self.model}, gate {self.gate}"
 
 
 class Walkthrough:
@@ -91,12 +92,12 @@ class Walkthrough:
             "workdir": str(out),
             "data": source,
             "train": {
-                "epochs": 6,
+                "epochs": 4,
                 "batch_size": 2048,
-                "optimizer": {"lr": 1e-3},
                 "embedding": {"backend": "fused", "lr": 0.05},
-                "stopping": {"monitor": "logloss", "patience": 1},
+                "stopping": {"patience": 1},
                 "plateau": None,
+                "threads": 1,
             },
             "tracking": {"system_metrics": False},
         }
@@ -104,6 +105,8 @@ class Walkthrough:
     def run(self) -> dict[str, Any]:
         """Take every step; return the figures."""
         quiet()
+        # Models this small gain nothing from more threads, and lose much when another process wants a core.
+        torch.set_num_threads(1)
         begin = time.perf_counter()
         config = parse_config(self.base, "demo")
         self.uri = tracking_uri(config)
@@ -160,11 +163,11 @@ class Walkthrough:
         self.screen.print(f"    {line}", soft_wrap=True)
 
     def _arm(self, raw: RawData, data: EncodedData, model: str, slot: str, gate: str) -> Arm:
-        tree = {**self.base, "model": {"name": model, **_SIZES[model], "gates": {slot: gate}}}
+        tree = {**self.base, "model": {"name": model, "gates": {slot: gate}}}
         config = parse_config(tree, "demo")
         run_dir = self.out / "arms" / f"{model}-{gate}-{_key(config, data)}"
         if not (run_dir / RESULT).exists():
-            self._say(f"{model}, {slot} gate {gate}")
+            self._say(f"[bold]{model}[/], gate {gate} in slot {slot}")
             result = train(config, data, run_dir=run_dir, resume=run_dir.exists(), progress=True)
             part = raw.parts.get("test") or raw.parts["all"]
             Bundle.create(
@@ -227,12 +230,8 @@ class Walkthrough:
         self.screen.print(Padding(table, (0, 0, 0, 4)))
 
     def _release(self, best: Arm, name: str) -> int:
-        assert best.bundle.directory is not None
-        try:
-            known = {r.bundle_hash: r.version for r in releases(name, self.uri)}
-        except Exception:
-            known = {}
-        version = known.get(best.bundle.hash)
+        known = releases(name, self.uri) if name in model_names(self.uri) else []
+        version = next((r.version for r in known if r.bundle_hash == best.bundle.hash), None)
         if version is None:
             version = register(best.bundle.directory, name, self.uri, best.run_id)
         promote(name, version, tracking_uri=self.uri)
@@ -299,9 +298,6 @@ class Walkthrough:
             summary={**rows, "fields": len(data.schema.fields), "champion": f"{best.name}, version {version}"},
             notes=["Each gate is compared with no gate in the same model, on the same rows and the same seed."],
         )
-
-
-_SIZES: dict[str, dict[str, Any]] = {"finalmlp": {}, "gdcn": {}}
 
 
 def _key(config: RunConfig, data: EncodedData) -> str:

@@ -68,7 +68,7 @@ class Bar:
         if self._shown:
             star = " [green]best[/green]" if record["best"] else ""
             self._console.print(
-                f"epoch {record['epoch']:>2}  loss {record['train_loss']:.5f}  "
+                f"    epoch {record['epoch']:>2}  loss {record['train_loss']:.5f}  "
                 f"valid auc {record['valid_auc']:.5f}  logloss {record['valid_logloss']:.5f}  "
                 f"lr {record['lr']:.1e}  {record['rows_per_second']:,.0f} rows/s{star}",
                 highlight=False,

@@ -22,10 +22,10 @@ def test_the_demo(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     first, told = run("--out", str(out), "--rows", "6000")
     assert list(first["arms"]) == [
-        "finalmlp, feature gate none",
-        "finalmlp, feature gate sigmoid2",
-        "gdcn, cross gate none",
-        "gdcn, cross gate sigmoid",
+        "finalmlp, gate none",
+        "finalmlp, gate sigmoid2",
+        "gdcn, gate none",
+        "gdcn, gate sigmoid",
     ]
     assert first["serving"]["largest_difference"] <= 1e-5
     assert first["truth"]["auc"] >= max(arm["test_auc"] for arm in first["arms"].values()) - 0.02
