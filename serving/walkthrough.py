@@ -85,7 +85,7 @@ class Walkthrough:
         source: dict[str, Any] = (
             {"source": "movielens_100k", "path": str(data)}
             if data is not None
-            else {"source": "click_world", "options": {"rows": rows}}
+            else {"source": "click_world", "path": str(out / f"world-{rows}"), "options": {"rows": rows}}
         )
         self.base = {
             "name": "movielens" if data is not None else "clicks",
@@ -110,7 +110,7 @@ class Walkthrough:
         begin = time.perf_counter()
         config = parse_config(self.base, "demo")
         self.uri = tracking_uri(config)
-        with self._step("raw logs"):
+        with self._step("as they came"):
             raw = open_data(config.data)
             self._say(f"{config.data.source}, parts: {', '.join(raw.parts)}")
         with self._step("fitted on the training rows, encoded to Parquet"):
@@ -255,7 +255,7 @@ class Walkthrough:
                 taken.append(1000 * (time.perf_counter() - begin))
             sample = client.get("/openapi.json").raise_for_status().json()["paths"]["/v1/score"]["post"]
         p50, p99 = (float(np.percentile(taken, q)) for q in (50, 99))
-        self._say(f"{len(golden)} golden rows scored over HTTP: equal to the bundle's within {apart:.0e}")
+        self._say(f"{len(golden)} golden rows over HTTP: largest difference from the bundle {apart:.1e}")
         self._say(
             f"{CANDIDATES} candidates a request: {p50:.1f} ms (p50), {p99:.1f} ms (p99) of {REQUESTS} requests"
         )

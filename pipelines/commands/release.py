@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipelines.release.promotion import Decision
+    from pipelines.release.registry import Release
 
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow store. [default: the one under runs]")]
 Json = Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or - to stdout.")]
@@ -58,7 +59,7 @@ def models(
         screen.print("no registered model yet; sluice train registers one")
     else:
         table = Table(box=None, header_style="bold", pad_edge=False)
-        for column in ("model", "version", "aliases", "architecture", "gates"):
+        for column in ("name", "version", "aliases", "model"):
             table.add_column(column)
         for column in ("AUC", "logloss", "registered"):
             table.add_column(column, justify="right")
@@ -67,8 +68,7 @@ def models(
                 r.name,
                 str(r.version),
                 " ".join(f"[bold green]{a}[/]" for a in r.aliases),
-                r.model,
-                "  ".join(f"{slot} {gate.partition(':')[0]}" for slot, gate in r.gates.items()),
+                _architecture(r),
                 _figure(r.metrics, "auc"),
                 _figure(r.metrics, "logloss"),
                 datetime.fromtimestamp(r.created / 1000, UTC).strftime("%Y-%m-%d %H:%M"),
@@ -179,6 +179,12 @@ def _tell(screen: Console, decision: Decision) -> None:
         screen.print(f"{what} is {decision.alias} already", soft_wrap=True)
     else:
         screen.print(f"{what} is now [bold green]{decision.alias}[/]{was}", soft_wrap=True)
+
+
+def _architecture(release: Release) -> str:
+    """The model, with the gates that do something."""
+    gates = {slot: gate.partition(":")[0] for slot, gate in release.gates.items()}
+    return ", ".join([release.model, *(f"{slot} {gate}" for slot, gate in gates.items() if gate != "none")])
 
 
 def _figure(metrics: Any, kind: str) -> str:

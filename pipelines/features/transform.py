@@ -194,8 +194,9 @@ def encoded_rows(table: pa.Table | pl.DataFrame, schema: Schema) -> EncodedRows:
         dense=dense,
         single=single,
         ragged={name: _ragged(table[name]) for name in lists},
-        label=_flat(table, LABEL, np.float32),
-        group=_flat(table, USER, np.int64),
+        # Copies: what Arrow owns is read-only, and torch warns of tensors that are.
+        label=_flat(table, LABEL, np.float32).copy(),
+        group=_flat(table, USER, np.int64).copy(),
     )
 
 
