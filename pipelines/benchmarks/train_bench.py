@@ -5,10 +5,10 @@ Three ways are timed in turn, a few steps each, over and over, so that a busy ma
 ours
     the trainer's step on batches that the loader reads from encoded Parquet, reading included;
 usual
-    the same model with one ``nn.Embedding`` a field and ``torch.optim.Adam`` over everything, rows from a
-    ``torch.utils.data.DataLoader`` that indexes in-memory arrays a batch at a time;
+    the same model in plain torch, with one ``nn.Embedding`` a field and ``torch.optim.Adam`` over everything,
+    rows from a ``torch.utils.data.DataLoader`` that indexes in-memory arrays a batch at a time;
 floor
-    the same dense layers alone, forward and backward on random input that takes a gradient, as embeddings do.
+    our dense layers alone, forward and backward on random input that takes a gradient, as embeddings do.
 """
 
 from __future__ import annotations
@@ -228,8 +228,10 @@ def _floor(world: _World, name: str) -> Callable[[int], None]:
 
     from ctr_models.batch import Batch
     from ctr_models.embeddings import Embedded
+    from pipelines.training.cpu import speed_up
 
     model = _model(world, name)
+    speed_up(model)
     names, dims = model.inputs.embedding.names, model.inputs.embedding.dims  # type: ignore[union-attr]
     x = torch.randn(BATCH, FIELDS * DIM)
 
