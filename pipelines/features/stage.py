@@ -234,7 +234,8 @@ class _Stager:
         for name in self.codes:
             self.sizes[name] = max(self.sizes[name], int(table[name].to_numpy().max()) + 1)
         if self.writer is None:
-            self.writer = open_writer(self.file, table.schema)
+            # Read twice and thrown away: packing it would cost more time than it saves.
+            self.writer = open_writer(self.file, table.schema, compression="none")
         self.writer.write_table(table, row_group_size=CHUNK)
         self.done += table.num_rows
         return table.num_rows
@@ -264,7 +265,8 @@ class Codes:
     def of(self, values: pl.Series) -> np.ndarray:
         """Return the code of each text, (N,) int32, -1 for null."""
         codes = values.cast(pl.String).cast(self._type).to_physical()
-        return codes.cast(pl.Int32).fill_null(-1).to_numpy()
+        # The largest unsigned number, read as a signed one, is -1.
+        return codes.fill_null(2**32 - 1).to_numpy().view(np.int32)
 
     def dictionary(self, name: str, size: int) -> pl.Series:
         """Return the first ``size`` texts by code."""
@@ -289,8 +291,8 @@ def ordered(
         yield waiting.popleft().result()
 
 
-def open_writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open a Parquet file for columns that are mostly numbers: their bytes are split into streams, then lz4."""
+def open_writer(file: Path, schema: pa.Schema, compression: str = "lz4") -> pq.ParquetWriter:
+    """Open a Parquet file for columns that are mostly numbers: their bytes are split into streams."""
     flat = [f.name for f in schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
     lists = [f"{f.name}.list.element" for f in schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type)]
     numeric = [
@@ -305,7 +307,7 @@ def open_writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(
         file,
         schema,
-        compression="lz4",
+        compression=compression,
         use_dictionary=others,
         use_byte_stream_split=split,
         write_statistics=False,

@@ -124,9 +124,12 @@ class Table:
         """Return the table with other values: columns value, count and id (0 for none), in any order."""
         frame = frame.select("value", pl.col("count").cast(pl.Int64), pl.col("id").cast(pl.Int32))
         known = frame.filter(pl.col("id") > 0).sort("id")
-        new = frame.filter(pl.col("id") == 0).sort("value")
-        falling = np.argsort(-new["count"].to_numpy(), kind="stable")
-        frame = pl.concat([known, new[falling]])
+        new = frame.filter(pl.col("id") == 0)
+        often = new.filter(pl.col("count") > 1).sort(["count", "value"], descending=[True, False])
+        # Most values of a log are seen once. They need no places, only their order, which is far cheaper.
+        once = new.filter(pl.col("count") == 1)["value"].sort().to_frame()
+        once = once.with_columns(pl.lit(1, pl.Int64).alias("count"), pl.lit(0, pl.Int32).alias("id"))
+        frame = pl.concat([known, often, once])
         return replace(
             self, values=frame["value"], counts=frame["count"].to_numpy(), ids=frame["id"].to_numpy().copy()
         )
