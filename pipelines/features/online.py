@@ -20,6 +20,9 @@ from pipelines.features.transform import repeat, take
 MAX_VALUES = 100_000
 """Elements of the longest list that a request may hold."""
 
+EXACT = 2**53
+"""Integers below this are floats without loss."""
+
 _PYTHON: dict[Type, type] = {"integer": int, "float": float, "text": str}
 
 
@@ -201,7 +204,7 @@ class _Ids:
         get, python, ids = self.by_value.get, self.python, []
         for i, value in enumerate(values):
             # A dictionary holds 1, 1.0 and True for one key, so only values of the very type go straight in.
-            found = get(value) if type(value) is python else None
+            found = get(value) if type(value) is python or value is None else None
             ids.append(get(form(value, i), UNKNOWN) if found is None else found)
         return np.array(ids, dtype=np.int32)
 
@@ -234,7 +237,8 @@ class _Field:
     def _numbers(self, values: list[Any], request: _Request, same: bool) -> np.ndarray:
         out = np.empty(len(values))
         for i, value in enumerate(values):
-            if type(value) is not float:
+            kind = type(value)
+            if kind is not float and not (kind is int and -EXACT < value < EXACT):
                 value = request.canonical(value, "float", self.key, i, same)
                 value = np.nan if value is None else value
             out[i] = value + 0.0
