@@ -105,6 +105,14 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(client: TestClien
     assert chunked.status_code == 413
 
 
+def test_a_user_id_of_10_mb_is_refused(client: TestClient) -> None:
+    reply = client.post("/v1/score", json={**body(), "user": {"user_id": "7" * 10_000_000}})
+    assert reply.status_code == 413
+    assert (
+        reply.json()["detail"][0]["msg"] == "the body is larger than 20,000 bytes; send fewer candidates a request"
+    )
+
+
 def test_an_error_inside_shows_nothing_of_the_inside(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("secret")

@@ -20,7 +20,7 @@ def run(*words: str) -> tuple[dict, str]:
 
 def test_the_demo(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    first, told = run("--out", str(out), "--rows", "6000")
+    first, told = run("--out", str(out), "--rows", "4000")
     assert list(first["arms"]) == [
         "finalmlp, gate none",
         "finalmlp, gate sigmoid2",
@@ -34,7 +34,7 @@ def test_the_demo(tmp_path: Path) -> None:
     assert told.strip().splitlines()[-1] == first["report"]
     assert "Traceback" not in told
     assert "WARNING" not in told
-    again, _ = run("--out", str(out), "--rows", "6000")
+    again, _ = run("--out", str(out), "--rows", "4000")
     for key in ("arms", "truth", "differences", "champion"):
         assert again[key] == first[key], key
 

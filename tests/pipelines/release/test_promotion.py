@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,23 @@ METRICS = {
 }
 
 
-@pytest.fixture
-def uri(tmp_path: Path) -> str:
-    """A registry with four versions of ``clicks``, made without bundles."""
-    uri = default_uri(tmp_path)
-    client = connect(uri)
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with four versions of ``clicks``, made without bundles; making a store takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    client = connect(default_uri(folder))
     client.create_registered_model("clicks")
     for metrics in METRICS.values():
         tags = {f"metric.{k}": repr(v) for k, v in metrics.items()}
-        client.create_model_version("clicks", source=tmp_path.as_uri(), tags=tags)
-    return uri
+        client.create_model_version("clicks", source=folder.as_uri(), tags=tags)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def uri(database: Path, tmp_path: Path) -> str:
+    """A copy of it."""
+    shutil.copy(database, tmp_path)
+    return default_uri(tmp_path)
 
 
 def aliases(uri: str) -> dict[str, int]:

@@ -131,7 +131,9 @@ print(register(Path(sys.argv[1]), "together", sys.argv[2]))
 """
 
 
-def test_registering_at_once_gives_each_its_own_version(bundle: Bundle, tmp_path: Path) -> None:
+def test_registering_at_once_in_a_new_store_gives_each_its_version_and_says_nothing(
+    bundle: Bundle, tmp_path: Path
+) -> None:
     uri = default_uri(tmp_path)
     command = [sys.executable, "-c", REGISTER, str(bundle.directory), uri]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(3)]
