@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from pipelines.config import RunConfig
     from pipelines.datasets.base import RawData
     from pipelines.features.prepare import EncodedData
@@ -203,6 +205,8 @@ def _show(
         cells = [_number(result.metrics.get(f"{split}_{name}")) for split in ("valid", "test")]
         table.add_row(title, *cells, *([_number(best.get(f"test_{name}"))] if best else []))
     console.print(table)
+    for column, slices in result.slices.items():
+        console.print(_slice_table(column, slices))
     lines = [f"{result.rows_per_second:,.0f} training rows/s", f"run: {result.run_dir}"]
     if report["version"] is not None:
         lines.append(f"registered: models:/{config.name}/{report['version']}")
@@ -212,6 +216,7 @@ def _show(
         {
             "metrics": result.metrics,
             "best_possible": best,
+            "slices": result.slices,
             "rows_per_second": result.rows_per_second,
             "epochs": len(result.history),
             "run_dir": str(result.run_dir),
@@ -225,6 +230,18 @@ def _show(
         print(content)
     elif json_path is not None:
         json_path.write_text(content + "\n", encoding="utf-8")
+
+
+def _slice_table(column: str, slices: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"test rows by {column}", title_justify="left")
+    for name in (column, "rows", "AUC", "logloss", "ECE"):
+        table.add_column(name, justify="left" if name == column else "right")
+    for one in slices:
+        cells = [_number(one.get(name)) for name in ("auc", "logloss", "ece")]
+        table.add_row("(missing)" if one["value"] is None else str(one["value"]), f"{one['rows']:,}", *cells)
+    return table
 
 
 def _best_epoch(result: TrainResult) -> int:

@@ -61,7 +61,9 @@ class Tracker:
     def epoch(self, record: dict[str, Any]) -> None:
         """Record an epoch's metrics."""
 
-    def finish(self, trained: dict[str, Any], metrics: dict[str, float], test: Predictions) -> None:
+    def finish(
+        self, trained: dict[str, Any], metrics: dict[str, float], test: Predictions, slices: dict[str, Any]
+    ) -> None:
         """Record the result and its plots."""
 
     def close(self, status: str) -> None:
@@ -190,7 +192,9 @@ class MlflowTracker(Tracker):
         now = int(time.time() * 1000)
         self._client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
 
-    def finish(self, trained: dict[str, Any], metrics: dict[str, float], test: Predictions) -> None:
+    def finish(
+        self, trained: dict[str, Any], metrics: dict[str, float], test: Predictions, slices: dict[str, Any]
+    ) -> None:
         """Record the final metrics, the configuration and the plots."""
 
         def work() -> None:
@@ -199,6 +203,8 @@ class MlflowTracker(Tracker):
             final = {**metrics, "best_epoch": trained["best_epoch"], "rows_per_second": trained["rows_per_second"]}
             self._metrics(final, trained["best_epoch"])
             self._client.log_artifact(self.run_id, str(self._run_dir / "config.yaml"))
+            if slices:
+                self._client.log_dict(self.run_id, slices, "slices.json")
             figures = {
                 "learning_curve": learning_curve(trained["history"]),
                 "calibration": reliability_plot(test.label, test.probability),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from pipelines.training.distributed import Ranks, ranks
 from pipelines.training.fit import defined
 from pipelines.training.predict import Predictions, predict
 from pipelines.training.recipes import Context, make_recipe, run_recipe
+from pipelines.training.slicing import check_slices, sliced
 from pipelines.training.tracking import open_tracker
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class TrainResult:
         rows_per_second: training rows over the time of the training steps, loader included.
         mlflow_run_id: None without tracking.
         first: whether this process is rank 0, the one that releases.
+        slices: test metrics by column and value, for the columns of ``train.slices``.
     """
 
     model: CTRModel
@@ -50,6 +52,7 @@ class TrainResult:
     rows_per_second: float
     mlflow_run_id: str | None
     first: bool = True
+    slices: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def train(
@@ -77,6 +80,7 @@ def train(
     with ranks() as me, _threads(config.train.threads):
         if me.first:
             atomic_write(run_dir / "config.yaml", dump_config(config))
+        check_slices(data, config.train.slices)
         with open_tracker(config, data, run_dir, me, resume) as tracker:
             schema = data.schema
             context = Context(
@@ -115,20 +119,22 @@ def _finish(context: Context, trained: dict[str, Any], model: CTRModel, tracker:
         test = _test(context, model)
         found = defined(evaluate(test.label, test.probability, test.user))
         metrics.update({f"test_{name}": value for name, value in found.items()})
-        tracker.finish(trained, metrics, test)
+        slices = sliced(context.data, context.config.train.slices, test)
+        tracker.finish(trained, metrics, test, slices)
         result = {
             "metrics": metrics,
+            "slices": slices,
             "best_epoch": trained["best_epoch"],
             "rows_per_second": trained["rows_per_second"],
             "history": trained["history"],
             "mlflow_run_id": tracker.run_id,
         }
         atomic_write(context.run_dir / RESULT, json.dumps(result, indent=1))
-    metrics = me.share(metrics)
-    run_id = me.share(tracker.run_id)
-    return TrainResult(
-        model, metrics, trained["history"], context.run_dir, trained["rows_per_second"], run_id, me.first
-    )
+    else:
+        slices = {}
+    metrics, slices, run_id = me.share((metrics, slices, tracker.run_id))
+    rate = trained["rows_per_second"]
+    return TrainResult(model, metrics, trained["history"], context.run_dir, rate, run_id, me.first, slices)
 
 
 def _test(context: Context, model: CTRModel) -> Predictions:

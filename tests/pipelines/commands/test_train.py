@@ -17,7 +17,7 @@ name: tiny
 workdir: {workdir}
 data: {{source: click_world, options: {{rows: 3000, users: 50, items: 40}}}}
 model: {{name: finalmlp, mlp1: {{hidden: [8]}}, mlp2: {{hidden: [8]}}, heads: 2}}
-train: {{epochs: 2, batch_size: 200, threads: 1}}
+train: {{epochs: 2, batch_size: 200, threads: 1, slices: [device]}}
 tracking: {{system_metrics: false}}
 """
 
@@ -61,6 +61,15 @@ def test_the_best_possible_stands_beside(trained):
     assert f"{best['test_auc']:.5f}" in output
 
 
+def test_metrics_by_the_values_of_a_column(trained):
+    result, output = trained
+    slices = result["slices"]["device"]
+    assert {s["value"] for s in slices} <= {"phone", "tablet", "desktop", "tv"}
+    assert sum(s["rows"] for s in slices) <= 300
+    assert all(0 < s["logloss"] < 2 for s in slices)
+    assert "test rows by device" in output
+
+
 def test_the_bundle_scores_its_golden_rows(trained):
     result, _ = trained
     bundle = Bundle.load(Path(result["bundle"]))  # replays them
@@ -101,6 +110,8 @@ def test_bad_arguments_are_named(file, tmp_path):
         sluice("--resume", tmp_path)
     with pytest.raises(ConfigError, match=r"train\.epoch: unknown key\. did you mean 'epochs'"):
         sluice("-c", file, "-o", "train.epoch=3")
+    with pytest.raises(ConfigError, match=r"train\.slices: 'devise' is no categorical .* did you mean 'device'"):
+        sluice("-c", file, "-o", "train.slices=[devise]")
 
 
 def test_two_ranks_make_an_ordinary_bundle(file):
