@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,6 +149,7 @@ def prepare(
     if (final / _MANIFEST).is_file():
         return EncodedData.open(final)
     folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     order = SPLITS if data.split.by == "given" else tuple(data.parts)
     sources = [Source(name, data.parts[name].frame, data.parts[name].path) for name in order]
     column = [data.split.column] if data.split.by == "column" and data.split.column else []
@@ -177,6 +180,14 @@ def prepare(
             }
             (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return EncodedData(final, state, state.schema(), manifest, data.truth)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what runs that were killed more than a day ago left half done."""
+    for path in folder.glob(".*"):
+        with suppress(OSError):
+            if path.is_dir() and time.time() - path.stat().st_mtime > 86_400:
+                shutil.rmtree(path)
 
 
 def _kept(spec: FeatureSpec, truth: str | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,17 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(RuntimeError, match="disk is full"):
             prepare(source(world(100)), None, workdir=tmp_path, seed=3, progress=False)
     assert list((tmp_path / "features").iterdir()) == []
+
+
+def test_leftovers_of_killed_runs_go_after_a_day(tmp_path: Path) -> None:
+    old, new = tmp_path / "features" / ".stage.old", tmp_path / "features" / ".stage.new"
+    for leftover in (old, new):
+        leftover.mkdir(parents=True)
+        (leftover / "log.parquet").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    prepare(source(world(100)), None, workdir=tmp_path, seed=3, progress=False)
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_given_parts_are_kept(tmp_path: Path) -> None:
