@@ -210,7 +210,10 @@ class Engine:
             found.update({f"tables/{path}.{n}": t for n, t in tables.state().items()})
         if self._table_optimizer is not None:
             for name, values in self._table_optimizer.state_dict()["state"].items():
-                found.update({f"tables/{name}/{k}": t for k, t in values.items()})
+                path = name.removeprefix("model.").removesuffix(".weight")
+                path = path.replace(".embedding_bags.", ".").replace(".embeddings.", ".")
+                for number, (_, tensor) in enumerate(sorted(values.items())):
+                    found[f"tables/{path}.{number}"] = tensor  # the name that one process gives it
         for optimizer, _ in self._optimizers:
             for parameter, values in optimizer.state.items():
                 name = self._names[id(parameter)]

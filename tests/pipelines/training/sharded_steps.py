@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -87,6 +88,17 @@ def main(folder: Path) -> None:
         config = make_config(folder, epochs=2, parts=2, batch_size=48, sharding={"kind": "row_wise"})
         result = train(config, world_of(folder, "row_wise"), run_dir=folder / "run", progress=False)
         assert result.first == (me.rank == 0)
+        # The same run, ended after one epoch and taken up again.
+        world, again = world_of(folder, "row_wise"), folder / "again"
+        half = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1})})
+        train(half, world, run_dir=again, progress=False)
+        if me.first:
+            (again / "phases" / "0-fit.json").unlink()
+            shutil.copytree(again, folder / "half")
+        me.wait()
+        resumed = train(config, world, run_dir=again, resume=True, progress=False)
+        whole, taken_up = result.model.state_dict(), resumed.model.state_dict()
+        assert all(torch.equal(whole[name], tensor) for name, tensor in taken_up.items())
 
 
 if __name__ == "__main__":

@@ -92,6 +92,18 @@ def test_a_run_of_two_ranks_becomes_an_ordinary_model(job, steps):
             assert result["metrics"][f"{split}_{name}"] == pytest.approx(value, abs=1e-5)
 
 
+def test_one_process_goes_on_where_two_ranks_stopped(job, steps):
+    """Weights, fused state and data position of the sharded checkpoint; dropout alone draws other numbers."""
+    from pipelines.training.trainer import train
+
+    world = steps.world_of(job, "row_wise")
+    config = steps.make_config(job, epochs=2, parts=2, batch_size=48)
+    result = train(config, world, run_dir=job / "half", resume=True, progress=False)
+    expected = read_result(job / "run")
+    assert result.history[0]["valid_auc"] == expected["history"][0]["valid_auc"]
+    assert result.history[1]["valid_auc"] == pytest.approx(expected["history"][1]["valid_auc"], abs=0.03)
+
+
 def engine_schema(dim=8, history=False):
     schema = Schema.of({"user": 30, "item": 20}, dim=dim)
     if history:
