@@ -127,7 +127,7 @@ def stage(
 
 def _common(name: str, schemas: Sequence[Mapping[str, pl.DataType]], sources: Sequence[Source]) -> pl.DataType:
     """The type that a column has in every part."""
-    found = list(dict.fromkeys(schema[name] for schema in schemas))
+    found = list(dict.fromkeys(_plain(schema[name]) for schema in schemas))
     if len(found) == 1:
         return found[0]
     known = [d for d in found if d != pl.Null]
@@ -137,12 +137,22 @@ def _common(name: str, schemas: Sequence[Mapping[str, pl.DataType]], sources: Se
         )
     if {type_of(d) for d in known} == {"integer", "float"} and not any(is_list(d) for d in known):
         return pl.Float64()
-    first, other = found[0], next(i for i, schema in enumerate(schemas) if schema[name] != found[0])
+    first, other = found[0], next(i for i, schema in enumerate(schemas) if _plain(schema[name]) != found[0])
     raise DataError(
         f"{schemas[other][name]} here, but {first} in {sources[0].path}",
         where=f"{sources[other].path}: column {name}",
         remedy="write the parts with the same types",
     )
+
+
+def _plain(dtype: pl.DataType) -> pl.DataType:
+    """A type without the categories or the fixed length that only memory knows of."""
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return pl.String()
+    if isinstance(dtype, pl.List | pl.Array):
+        inner = dtype.inner
+        return pl.List(_plain(inner() if isinstance(inner, type) else inner))
+    return dtype
 
 
 class _Stager:

@@ -180,9 +180,11 @@ class ContentCheck:
         for name in self._features:
             values = frame[name]
             self._nulls[name] = self._nulls.get(name, 0) + values.null_count()
-            if values.dtype == pl.UInt64 and values.len() and (values.max() or 0) >= 2**63:  # type: ignore[operator]
-                row = int((values >= 2**63).arg_true()[0])
-                self._fail(name, row, f"{values[row]} does not fit a signed 64-bit integer", "cast it to text")
+            if values.dtype in (pl.UInt64, pl.Int128, pl.UInt128):
+                over = values.is_not_null() & values.cast(pl.Int64, strict=False).is_null()
+                if over.any():
+                    row = int(over.arg_true()[0])
+                    self._fail(name, row, f"{values[row]} does not fit a signed 64-bit integer", "cast it to text")
         self.rows += len(frame)
         return labels
 

@@ -93,6 +93,14 @@ def test_parts_agree_on_a_type(tmp_path: Path) -> None:
     assert back(out, "ad")[10:20] == [None] * 9 + ["z"]
 
 
+def test_categories_and_arrays_become_plain(tmp_path: Path) -> None:
+    categories = pl.Series(["a", None, "b"], dtype=pl.Categorical)
+    arrays = pl.Series([[1, 2], None, [3, 4]], dtype=pl.Array(pl.Int64, 2))
+    out = staged(tmp_path, [log(3, ad=categories, note=categories, tags=arrays), log(3)])
+    assert back(out, "ad")[:3] == back(out, "note")[:3] == ["a", None, "b"]
+    assert back(out, "tags")[:3] == [[1, 2], None, [3, 4]]
+
+
 def test_places_find_texts_and_not_strangers(tmp_path: Path) -> None:
     out = staged(tmp_path, [log(50)])
     places = out.places("ad", pl.Series(["ad3", "stranger", "ad10"]))

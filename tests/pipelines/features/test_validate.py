@@ -111,6 +111,10 @@ def test_the_good_log_passes(tmp_path: Path) -> None:
             "column ad, row 20: 9223372036854775808 does not fit a signed 64-bit integer. cast it to text.",
         ),
         (
+            {"ad": pl.Series([0] * 19 + [-(2**70)], dtype=pl.Int128)},
+            "column ad, row 20: -1180591620717411303424 does not fit a signed 64-bit integer.",
+        ),
+        (
             {"user": ["a"] * 5 + ["x" * (MAX_TEXT + 1)] + ["b"] * 14},
             "column user, row 6: text of 65,537 characters; at most 65,536 are taken. cut it, or drop the row.",
         ),
