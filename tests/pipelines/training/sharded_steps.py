@@ -9,8 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from conftest import World, make_config, make_schema, make_world
 
+from conftest import World, make_config, make_schema, make_world
 from ctr_models import create_model
 from pipelines.training import checkpoint
 from pipelines.training.config import TrainConfig
