@@ -94,6 +94,8 @@ class BenchReport:
         """
         to_stdout = json_path is not None and str(json_path) == "-"
         console = Console(stderr=to_stdout)
+        if not console.is_terminal:
+            console.width = max(console.width, 140)  # a log has no edge, and a figure cut short is no figure
         table = Table(title=self.title, title_justify="left")
         for position, column in enumerate(self.columns):
             table.add_column(column, justify="left" if position == 0 else "right")
