@@ -114,7 +114,7 @@ def _measure(world: _World, name: str, rounds: int, steps: int) -> tuple[dict[st
     }
     seconds = dict.fromkeys(ways, 0.0)
     for run in ways.values():
-        run(2)  # warm caches, allocator and optimiser state
+        run(steps)  # warm caches, allocator and optimiser state
     loader.waited = loader.worked = 0.0
     for _ in range(rounds):
         for way, run in ways.items():

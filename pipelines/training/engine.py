@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ctr_models.batch import Batch
 from ctr_models.model import CTRModel
 from pipelines.training.config import TrainConfig
-from pipelines.training.cpu import speed_up
+from pipelines.training.cpu import keep_freed_memory, speed_up
 from pipelines.training.distributed import Ranks, check_sharding, join_batch_norms, replicated_tables, shard
 from pipelines.training.optimizers import (
     Decay,
@@ -75,6 +75,7 @@ class Engine:
 
             self._operators = fuse(model, name, table_lr, eps, me.device)
         if me.device.type == "cpu":
+            keep_freed_memory()
             speed_up(model)
         self.model = model
         self.module: nn.Module = _Loss(model).to(me.device)

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +64,30 @@ def test_sizes_that_are_known_are_told_not_counted() -> None:
     assert sparse._length_per_key == [4, 4]
     assert sparse._offset_per_key == [0, 4, 8]
     assert sparse.offsets().tolist() == list(range(9))
+
+
+THREADS = """
+import os, threading
+import numpy as np
+from ctr_models import Schema, example_rows
+rows = example_rows(Schema.of({f"c{i}": 100 for i in range(40)}, dense=["x"], dim=4), rows=4096)
+rows.batch(np.arange(4096))
+before = len(os.listdir("/proc/self/task"))
+def cut():
+    rows.batch(np.arange(4095))
+    print(len(os.listdir("/proc/self/task")) - before)
+thread = threading.Thread(target=cut)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_cutting_a_batch_starts_no_threads() -> None:
+    """The loader's thread must not bring OpenMP threads of its own: the trainer's would wait for them."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, check=True, env=environment)
+    assert int(done.stdout) == 1  # the thread itself
 
 
 def test_to_keeps_everything() -> None:
