@@ -56,6 +56,13 @@ class StoppingConfig(_Strict):
     min_delta: float = Field(1e-6, ge=0)
 
 
+class AveragingConfig(_Strict):
+    """Evaluate and keep an exponential moving average of the weights (arXiv 2411.18704); in one process."""
+
+    decay: float = Field(0.995, gt=0, lt=1)
+    """The average looks back over about 1 / (1 - decay) steps; two to four epochs are a good length."""
+
+
 class ShardingConfig(_Strict):
     """How tables are spread over the ranks of a torchrun job."""
 
@@ -79,6 +86,8 @@ class TrainConfig(_Strict):
     embedding: EmbeddingTrainConfig = EmbeddingTrainConfig()
     plateau: PlateauConfig | None = PlateauConfig()
     stopping: StoppingConfig | None = StoppingConfig()
+    averaging: AveragingConfig | None = None
+    """None: the last step's weights are evaluated and kept."""
     clip_norm: float | None = Field(10.0, gt=0)
     """Largest norm of the gradient of everything but fused tables."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -155,13 +155,19 @@ def replicated_tables(model: nn.Module, sharding: ShardingConfig, device: torch.
 
 
 def check_sharding(model: nn.Module, config: TrainConfig, me: Ranks) -> None:
-    """Refuse a sharding that a table does not allow.
+    """Refuse a sharding that a table does not allow, and what ranks can't do together.
 
     Raises:
         ConfigError: naming the key and the remedy.
     """
     from torchrec.modules.embedding_modules import EmbeddingCollection
 
+    if config.averaging:
+        raise ConfigError(
+            "weights are averaged in one process only",
+            where="train.averaging",
+            remedy="set it to null, or train without torchrun",
+        )
     sharding = config.sharding
     modules = sharded_modules(model).values()
     names = {c.name for module in modules for c in _configs(module)}

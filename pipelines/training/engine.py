@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ctr_models.batch import Batch
 from ctr_models.model import CTRModel
+from pipelines.training.averaging import WeightAverage
 from pipelines.training.config import TrainConfig
 from pipelines.training.cpu import keep_freed_memory, speed_up
 from pipelines.training.distributed import Ranks, check_sharding, join_batch_norms, replicated_tables, shard
@@ -105,6 +107,7 @@ class Engine:
         vectors = [p for n, p in dense.items() if n.removeprefix("model.") in numeric]
         layers = [p for n, p in dense.items() if n.removeprefix("model.") not in numeric]
         self._decay = Decay(layers, [*tables_here.values(), *vectors], main, whole_l2)
+        self._average = WeightAverage(model, config.averaging.decay) if config.averaging else None
         self._autocast = config.precision == "bfloat16" and _has_bfloat16(me.device)
 
     def _attach(self, tables: dict[str, nn.Parameter], whole: set[str], name: str, lr: float, eps: float) -> None:
@@ -171,6 +174,8 @@ class Engine:
             with torch.no_grad():
                 for weight, ids, gradient in rows:
                     weight.index_add_(0, ids, gradient, alpha=-self._fused_lr * self._scale)
+        if self._average:
+            self._average.update()
         return loss.detach()
 
     _scale = 1.0
@@ -196,6 +201,10 @@ class Engine:
             _, logits = self.module(batch)
         return logits.float()
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the model carry the weights to be evaluated and kept: their average, where one is asked for."""
+        return self._average.in_place() if self._average else nullcontext()
+
     def train(self) -> None:
         """Switch to training mode."""
         self.module.train()
@@ -207,6 +216,8 @@ class Engine:
     def state(self) -> dict[str, Any]:
         """Return weights and optimiser state in one flat mapping; the tensors alias what they describe."""
         found = {f"model/{n}": t for n, t in self.weights().items()}
+        if self._average:
+            found.update({f"average/{n}": t for n, t in self._average.state().items()})
         for path, tables in self._operators:
             found.update({f"tables/{path}.{n}": t for n, t in tables.state().items()})
         if self._table_optimizer is not None:

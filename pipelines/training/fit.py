@@ -118,9 +118,16 @@ class _Fit:
         progress.loss = float(loss)
         progress.seconds += time.perf_counter() - begin
         self._check_finite(progress.loss)
-        self._evaluate(loader.steps, bar)
+        with engine.averaged():
+            record = self._evaluate(loader.steps, bar)
+        progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
+        self._save()
+        if self.me.first:
+            self.context.on_epoch(record)
+        bar.epoch(record)
 
-    def _evaluate(self, steps: int, bar: Bar) -> None:
+    def _evaluate(self, steps: int, bar: Bar) -> dict[str, Any]:
+        """Judge the epoch on the valid rows and keep its weights if they are the best; return its record."""
         progress, engine, size = self.progress, self.engine, self.config.eval_batch_size
         bar.say("evaluating")
         begin = time.perf_counter()
@@ -149,11 +156,7 @@ class _Fit:
             self.best = self.checkpoints.save_best(progress.epoch, _named(engine.weights()))
         record["best"] = better
         self.history.append(record)
-        progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
-        self._save()
-        if self.me.first:
-            self.context.on_epoch(record)
-        bar.epoch(record)
+        return record
 
     def _telemetry(self) -> dict[str, float]:
         """What each gate does to the first valid rows, as ``gate/<path>/<figure>``."""

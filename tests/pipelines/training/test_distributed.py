@@ -126,6 +126,11 @@ def engine_schema(dim=8, history=False):
             "train.sharding.tables: no table 'usr'. did you mean 'user'",
         ),
         (
+            {"averaging": {}},
+            engine_schema(),
+            "train.averaging: weights are averaged in one process only. set it to null",
+        ),
+        (
             {"embedding": {"backend": "dense"}, "sharding": {"kind": "row_wise"}},
             engine_schema(),
             "keeps table 'user' whole on every rank. use train.sharding.kind=data_parallel",

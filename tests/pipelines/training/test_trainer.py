@@ -58,10 +58,36 @@ def test_the_model_is_that_of_the_best_epoch(config, world, tmp_path):
     assert best is not result.history[-1]  # or the test would show nothing
 
 
+def test_the_model_is_the_average_of_its_steps(config, world, tmp_path, monkeypatch):
+    from pipelines.training.engine import Engine
+
+    settings = config(epochs=1, averaging={"decay": 0.9})
+    step, seen = Engine.step, []
+
+    def watched(self, batch):
+        loss = step(self, batch)
+        seen.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+        return loss
+
+    monkeypatch.setattr(Engine, "step", watched)
+    result = run(settings, world, tmp_path / "run")
+    torch.manual_seed(settings.seed)
+    expected = settings.model.build(world.schema).state_dict()
+    for n, weights_then in enumerate(seen, start=1):
+        decay = min(0.9, (1 + n) / (10 + n))
+        for name, tensor in weights_then.items():
+            expected[name] = decay * expected[name] + (1 - decay) * tensor if tensor.is_floating_point() else tensor
+    for name, tensor in weights(result).items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+    found = predict(result.model, world, "valid")
+    assert auc(found.label, found.probability) == pytest.approx(result.metrics["valid_auc"], abs=1e-12)
+
+
 @pytest.mark.parametrize(
     "train_settings",
     [
         {},
+        {"averaging": {"decay": 0.9}},
         {"embedding": {"backend": "dense", "l2": 1e-4}},
         {"embedding": {"optimizer": "sgd", "lr": 0.1, "l2": 0.01, "l2_mode": "touched"}, "parts": 2},
     ],
@@ -86,12 +112,16 @@ class Broken(Exception):
 
 
 @pytest.mark.parametrize("at_step", [3, 12, 17, 24])
-@pytest.mark.parametrize("backend", ["fused", "dense"])
-def test_a_broken_run_ends_as_the_unbroken(config, history_world, tmp_path, monkeypatch, at_step, backend):
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"embedding": {"backend": "dense"}}, {"averaging": {"decay": 0.9}}],
+    ids=["fused", "dense", "averaged"],
+)
+def test_a_broken_run_ends_as_the_unbroken(config, history_world, tmp_path, monkeypatch, at_step, more):
     """Broken off at any step: in the first epoch, at its end, in the second."""
     from pipelines.training.engine import Engine
 
-    settings = config(epochs=3, checkpoint_every=5, embedding={"backend": backend})
+    settings = config(epochs=3, checkpoint_every=5, **more)
     whole = run(settings, history_world, tmp_path / "whole")
     step, count = Engine.step, 0
 
