@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from ctr_models.errors import ConfigError, explain
 from ctr_models.registry import Registry
 
-Slot = Literal["feature", "field", "selection", "cross", "attention", "sequence", "expert", "fusion", "depth"]
+Slot = Literal[
+    "feature", "field", "selection", "cross", "attention", "sequence", "expert", "fusion", "depth", "interaction"
+]
 SLOTS: tuple[str, ...] = Slot.__args__  # type: ignore[attr-defined]
 
 
@@ -36,12 +38,18 @@ class GateShape:
         width: last dimension of ``x``.
         context: last dimension of ``context``; 0 when the slot has none.
         fields: number of fields F, for slots that see (B, F, D).
+        choices: number of experts K in slot expert, of ways to treat a pair in slot interaction.
+        heads: attention heads H in slot attention.
+        depth: which of the layers, counted from 0, for gates of a stack.
     """
 
     slot: Slot
     width: int
     context: int = 0
     fields: int = 0
+    choices: int = 0
+    heads: int = 0
+    depth: int = 0
 
 
 class GateSpec(BaseModel):
@@ -121,19 +129,75 @@ class Gate(nn.Module):
         self.config, self.shape = config, shape
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the mask, broadcastable to ``x``; or weights (B, K) in slot ``expert``.
+        """Return the mask, broadcastable to ``x``; or what the slot asks for instead of a mask.
+
+        ==========  ===================  =======================  ==========================================
+        slot        ``x``                ``context``              result
+        ==========  ===================  =======================  ==========================================
+        feature     (B, D)               (B, C), (1, C) or None   mask
+        field       (B, F, D)            (B, C), (1, C) or None   mask
+        selection   (B, F, D)            logits s_v (B, F)        mask (B, F, 1); D may be 0
+        cross       (B, D)               None                     mask, of the layer's input
+        fusion      (B, D1)              (B, D2), other stream    mask
+        attention   (B, H, L, D)         (B, L, C), layer input   mask of the heads' outputs
+        sequence    (T, D), jagged       (T, C), query a value    mask of the values
+        expert      (B, D)               None                     weights (B, K), K = ``shape.choices``
+        depth       (B, D)               None                     probability to go on, (B, 1)
+        interaction (P, K), logits       None                     weights (P, K) of P pairs' K treatments
+        ==========  ===================  =======================  ==========================================
 
         Args:
-            x: what is gated: (B, D) in slots feature, cross, fusion; (B, F, D) in slot field;
-                (B, H, L, D) in slot attention.
-            context: what decides, (B, C), or (1, C) when it is the same for every row, or None when the
-                slot has none and ``x`` itself decides.
+            x: what is gated.
+            context: what decides; (1, C) when it is the same for every row; None when the slot has none and
+                ``x`` itself decides.
         """
         raise NotImplementedError
 
     def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``x`` times the mask, shape of ``x``."""
         return x * self(x, context)
+
+    def attend(self, scores: Tensor, query: Tensor) -> Tensor:
+        """Slot ``attention``: return the attention weights, softmax by default.
+
+        Args:
+            scores: (B, H, Q, L), scaled; -inf where a key is absent.
+            query: the layer's input at the query positions, (B, Q, C).
+
+        Returns:
+            Weights of the same shape, 0 where a key is absent.
+        """
+        return scores.softmax(-1)
+
+    def pool(self, values: Tensor, scores: Tensor, offsets: Tensor, query: Tensor) -> Tensor:
+        """Slot ``sequence``: return one vector a history, by default the sum of its values times their scores.
+
+        Args:
+            values: behaviours of all histories, oldest first, (T, D).
+            scores: what the model's own attention gives each behaviour, (T,).
+            offsets: where each history begins, and T at the end, (B + 1,).
+            query: the candidate, (B, D).
+
+        Returns:
+            (B, D); zeros for an empty history.
+        """
+        weighted = values * scores.unsqueeze(1)
+        rows = torch.repeat_interleave(offsets.diff(), output_size=values.shape[0])
+        return weighted.new_zeros(offsets.numel() - 1, values.shape[1]).index_add(0, rows, weighted)
+
+    def mixture(self, x: Tensor, values: Tensor, offsets: Tensor, query: Tensor) -> Tensor:
+        """Slot ``expert`` in a model with histories: return weights (B, K), by default those of ``x`` alone.
+
+        Args:
+            x: the row, (B, D).
+            values: behaviours of all histories, oldest first, (T, d).
+            offsets: where each history begins, and T at the end, (B + 1,).
+            query: the candidate, (B, d).
+        """
+        return self(x)
+
+    def anneal(self, done: float) -> None:
+        """Take note, before each training step, of the share of training that is done, 0 to 1."""
 
     def penalty(self) -> Tensor:
         """Return what the gate adds to the loss: a scalar, 0 if it asks for nothing."""

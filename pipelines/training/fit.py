@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ctr_models.errors import ConfigError
+from ctr_models.gates import Gate
 from pipelines.evaluation.metrics import evaluate
 from pipelines.training.checkpoint import Checkpoints, load
 from pipelines.training.config import TrainConfig
@@ -48,7 +49,6 @@ class _Fit:
         self.context, self.me, self.data = context, context.me, context.data
         self.config: TrainConfig = context.config.train
         self.parts = self.config.parts or self.me.world
-        self.fingerprint = _fingerprint(context, self.parts)
         torch.manual_seed(context.config.seed)
         model = context.model.build(context.schema)
         counts = None
@@ -57,6 +57,8 @@ class _Fit:
         self.engine = Engine(model, self.config, self.me, counts)
         if self.me.world > 1:  # equal weights everywhere, but every rank drops other activations
             torch.manual_seed(context.config.seed + 7919 * (self.me.rank + 1))
+        self.annealed = [gate for gate in model.gates() if type(gate).anneal is not Gate.anneal]
+        self.fingerprint = _fingerprint(context, self.parts, bool(self.annealed))
         self.checkpoints = Checkpoints(directory, self.config.keep_checkpoints, self.me)
         self.progress, self.best = Progress(), ""
         self.history: list[dict[str, Any]] = []
@@ -104,6 +106,8 @@ class _Fit:
         begin = time.perf_counter()
         for batch in loader:
             rows = len(batch)
+            for gate in self.annealed:
+                gate.anneal((progress.epoch + progress.step / loader.steps) / self.config.epochs)
             loss += engine.step(batch.to(self.me.device, non_blocking=True))
             progress.step += 1
             self.steps_done += 1
@@ -216,9 +220,11 @@ def _named(weights: dict[str, Any]) -> dict[str, Any]:
     return {f"model/{name}": tensor for name, tensor in weights.items()}
 
 
-def _fingerprint(context: Context, parts: int) -> str:
+def _fingerprint(context: Context, parts: int, annealed: bool) -> str:
     """Hash of all that decides the weights; things such as the number of epochs may change on resume."""
     free = {"epochs", "checkpoint_every", "keep_checkpoints", "eval_batch_size", "threads", "sharding", "slices"}
+    if annealed:  # by the share of all epochs
+        free.remove("epochs")
     content = {
         "model": context.model.to_dict(),
         "schema": context.schema.model_dump(mode="json"),
