@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
+from ctr_models.layers.dice import Dice
+
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -15,6 +17,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
 }
+LayerActivation = Activation | Literal["dice"]
+"""Activations of a whole layer: Dice has a parameter and statistics for each unit."""
 
 
 class MLPConfig(BaseModel):
@@ -22,7 +26,7 @@ class MLPConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     hidden: tuple[PositiveInt, ...] = Field((400, 400, 400), min_length=1)
-    activation: Activation = "relu"
+    activation: LayerActivation = "relu"
     dropout: float = Field(0.0, ge=0, lt=1)
     batch_norm: bool = False
 
@@ -50,9 +54,7 @@ class MLP(nn.Sequential):
             layers.append(linear(width, size))
             if config.batch_norm:
                 layers.append(nn.BatchNorm1d(size))
-            activation = ACTIVATIONS[config.activation]
-            # In place saves a copy of every hidden layer: Linear and BatchNorm don't need their output again.
-            layers.append(nn.ReLU(inplace=True) if activation is nn.ReLU else activation())
+            layers.append(layer_activation(config.activation, size))
             if config.dropout:
                 layers.append(nn.Dropout(config.dropout))
             width = size
@@ -64,6 +66,14 @@ class MLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs) to (B, width)."""
         return super().forward(x)
+
+
+def layer_activation(name: LayerActivation, size: int) -> nn.Module:
+    """Return the activation that follows a layer of ``size`` units."""
+    if name == "dice":
+        return Dice(size)
+    # In place saves a copy of every hidden layer: Linear and BatchNorm don't need their output again.
+    return nn.ReLU(inplace=True) if name == "relu" else ACTIVATIONS[name]()
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:

@@ -1,11 +1,31 @@
 """The models, one file each. Importing this package registers them."""
 
+from ctr_models.models.autoint import AutoInt
+from ctr_models.models.dcn import DCN
 from ctr_models.models.dcnv2 import DCNV2
 from ctr_models.models.deepfm import DeepFM
+from ctr_models.models.din import DIN
 from ctr_models.models.dnn import DNN
 from ctr_models.models.dualmlp import DualMLP
 from ctr_models.models.finalmlp import FinalMLP
+from ctr_models.models.fm import FM
 from ctr_models.models.gdcn import GDCN
+from ctr_models.models.ipnn import IPNN
 from ctr_models.models.lr import LR
+from ctr_models.models.masknet import MaskNet
 
-__all__ = ["DCNV2", "DNN", "GDCN", "LR", "DeepFM", "DualMLP", "FinalMLP"]
+__all__ = [
+    "DCN",
+    "DCNV2",
+    "DIN",
+    "DNN",
+    "FM",
+    "GDCN",
+    "IPNN",
+    "LR",
+    "AutoInt",
+    "DeepFM",
+    "DualMLP",
+    "FinalMLP",
+    "MaskNet",
+]
