@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from ctr_models.errors import ConfigError
+
 Role = Literal["user", "item", "context"]
 Kind = Literal["categorical", "multi", "sequence"]
 
@@ -37,6 +39,8 @@ class IdField(BaseModel):
     target: str | None = None
     """For a sequence: the categorical field of the candidate that it is matched against."""
     max_length: int = 1
+    of: tuple[str, ...] = ()
+    """For a cross: the fields whose values together are its own."""
 
     @model_validator(mode="after")
     def _own_table(self) -> IdField:
@@ -91,6 +95,9 @@ class Schema(BaseModel):
         for f in self.sequences:
             if f.target is not None and f.target not in names:
                 raise ValueError(f"sequence {f.name!r} has target {f.target!r}, which is no field")
+        for f in self.sparse:
+            if not set(f.of) <= set(names):
+                raise ValueError(f"cross {f.name!r} is of {sorted(set(f.of) - set(names))}, which are no fields")
         return self
 
     @property
@@ -108,17 +115,42 @@ class Schema(BaseModel):
         """One field for each embedding table, by table name."""
         return {f.table: f for f in (*self.sequences, *self.sparse)}
 
+    def common_dim(self, model: str) -> int:
+        """Return the dimension d that all fields share, for models that stack them as (B, F, d).
+
+        Args:
+            model: who asks, for the message.
+
+        Raises:
+            ConfigError: the fields differ in dimension, or there is none.
+        """
+        dims = {f.name: f.dim for f in self.fields}
+        if len(set(dims.values())) != 1:
+            raise ConfigError(
+                f"{model} needs fields of one dimension, found {dims}",
+                where="model",
+                remedy="give every feature the same dim",
+            )
+        return next(iter(dims.values()))
+
     def of_role(self, *roles: Role) -> Schema:
         """Return the schema of the fields with one of these roles."""
         kept = {f.name for f in self.fields if f.role in roles}
         return self.only(kept)
 
     def only(self, names: set[str] | Sequence[str]) -> Schema:
-        """Return the schema of the named fields. A sequence whose target is dropped keeps no target."""
+        """Return the schema of the named fields.
+
+        A sequence whose target is dropped keeps no target; a cross one of whose parts is dropped is a plain field.
+        """
         kept = set(names)
         return Schema(
             dense=tuple(f for f in self.dense if f.name in kept),
-            sparse=tuple(f for f in self.sparse if f.name in kept),
+            sparse=tuple(
+                f if kept.issuperset(f.of) else f.model_copy(update={"of": ()})
+                for f in self.sparse
+                if f.name in kept
+            ),
             sequences=tuple(
                 f if f.target in kept else f.model_copy(update={"target": None})
                 for f in self.sequences

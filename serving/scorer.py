@@ -66,7 +66,7 @@ class Scorer:
         """Return a request made of golden rows, as plain JSON values."""
         spec = self.bundle.state.spec
         rows = self.bundle.golden.drop(SCORE).head(candidates).to_dicts()
-        role = {(c.name if c.from_log else c.column): c.role for c in spec.columns}
+        role = {(c.name if c.from_log else c.column): c.role for c in spec.direct}
 
         def part(row: Columns, wanted: str) -> dict[str, Any]:
             return {k: _plain(v) for k, v in row.items() if role[k] == wanted and v is not None}

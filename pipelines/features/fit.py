@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from ctr_models.errors import DataError
 from pipelines.features.canonical import DTYPES, Type, canonical_series, numbers, type_of
+from pipelines.features.columns import Coded, RawColumn
+from pipelines.features.crosses import KEYS, Crosser
 from pipelines.features.encoders import flat_lists, hash_ids, log_ids, prepared
 from pipelines.features.spec import Column, FeatureSpec, Hash, LogBucket, Quantile, Standard, Vocabulary
 from pipelines.features.state import FeatureState, Table
@@ -20,25 +21,9 @@ CHUNK = 65_536
 """Rows that are looked at together."""
 
 
-@dataclass(frozen=True)
-class Coded:
-    """A column as its distinct values and, for each row, which of them it holds.
-
-    Args:
-        values: D distinct raw values.
-        index: (N,) int32; -1 where the row has none.
-    """
-
-    values: pl.Series
-    index: np.ndarray
-
-
-RawColumn = pl.Series | Coded
-
-
 def types_of(spec: FeatureSpec, schema: Mapping[str, pl.DataType]) -> dict[str, Type]:
     """Return the canonical type of every raw column that is encoded."""
-    names = dict.fromkeys([c.column for c in spec.columns] + ([spec.user] if spec.user else []))
+    names = dict.fromkeys([c.column for c in spec.direct] + ([spec.user] if spec.user else []))
     return {name: type_of(schema[name]) or "text" for name in names}
 
 
@@ -79,7 +64,7 @@ class Fitter:
         self._codes: dict[str, tuple[pl.Series, np.ndarray]] = {}
         self._rows = 0
         counted = set()
-        owners_first = sorted(spec.columns, key=lambda c: c.table not in (None, c.name))
+        owners_first = sorted(spec.direct, key=lambda c: c.table not in (None, c.name))
         for c in owners_first:
             if isinstance(c.encoding, Standard):
                 self._moments[c.name] = _MomentsFit(c.encoding)
@@ -94,6 +79,8 @@ class Fitter:
             if key not in counted:
                 counted.add(key)
                 self._uses.setdefault(c.column, []).append(_Contribution(self._tables[owner.name], c, lists))
+        self._crosser = Crosser(spec, types, source)
+        self._tables |= {c.name: _TableFit(c, KEYS) for c in spec.crosses}
 
     @property
     def columns(self) -> list[str]:
@@ -123,6 +110,8 @@ class Fitter:
                     np.add.at(seen, index + 1, 1)
             else:
                 self._take(name, column if keep is None else column.filter(pl.Series(keep)), None)
+        for name, keys in self._crosser.keys(chunk).items():
+            self._tables[name].values(keys if keep is None else keys.filter(pl.Series(keep)), None)
 
     def _take(self, name: str, values: pl.Series, counts: np.ndarray | None) -> None:
         for use in self._uses[name]:

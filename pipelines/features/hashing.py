@@ -7,6 +7,8 @@ inverse modulo 2^64, the sums of all texts of a column come from one cumulative 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -53,6 +55,24 @@ def stable_hash(values: pl.Series, salt: int = 0) -> np.ndarray:
     else:
         hashed = values.to_numpy().view(np.uint64)
     return mix(hashed ^ mix(np.array([salt], dtype=np.int64).view(np.uint64) + np.uint64(1)))
+
+
+def combine(hashes: Sequence[np.ndarray]) -> np.ndarray:
+    """Return one hash of several, row by row; their order matters.
+
+    Args:
+        hashes: (N,) uint64 each.
+
+    Example:
+        >>> a, b = np.array([1, 2], dtype=np.uint64), np.array([2, 1], dtype=np.uint64)
+        >>> len(set(combine([a, b]).tolist()) | set(combine([b]).tolist()))
+        4
+    """
+    out = hashes[0]
+    for other in hashes[1:]:
+        # P is odd, so each hash alone decides the result one to one.
+        out = mix(out * np.uint64(_P) + other)
+    return out
 
 
 def _text_hash(array: pa.Array) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +13,7 @@ import polars as pl
 from ctr_models.batch import EncodedRows, Ragged
 from ctr_models.errors import RequestError, nearest
 from pipelines.features.canonical import DTYPES, MAX_TEXT, Type, canonical
+from pipelines.features.crosses import Hashed, cross_keys, part_type
 from pipelines.features.encoders import MISSING, UNKNOWN, standardise, user_ids
 from pipelines.features.spec import Column, Standard, Vocabulary
 from pipelines.features.state import FeatureState, Table
@@ -53,9 +55,15 @@ class OnlineEncoder:
         by_name = {c.name: c for c in spec.columns}
         tables = {name: _Ids(table) for name, table in state.tables.items()}
         self._fields: dict[str, _Field] = {}
+        self._crosses: dict[str, _Cross] = {}
+        parts = {name: by_name[name] for c in spec.crosses for name in c.of}
+        crossed = {name: _Part(c.column, part_type(spec, c, state.types)) for name, c in parts.items()}
         for f in self._schema.fields:
             c = by_name[f.name]
-            self._fields[f.name] = _Field(c, state, tables.get(c.table or c.name))
+            if c.kind == "cross":
+                self._crosses[c.name] = _Cross(tables[c.name], [crossed[name] for name in c.of])
+            else:
+                self._fields[f.name] = _Field(c, state, tables.get(c.table or c.name))
         # What a log holds besides the features does no harm in a request, the label apart.
         given = (spec.user, spec.item, spec.timestamp, *spec.keep)
         self._allowed = frozenset((*spec.request_columns, *(n for n in given if n and n != spec.label)))
@@ -86,9 +94,13 @@ class OnlineEncoder:
         single: list[np.ndarray] = []
         ragged: dict[str, Ragged] = {}
         for i, f in enumerate(self._schema.fields):
-            field = self._fields[f.name]
-            values, same = request.values(field.key)
-            encoded = field.encode(values, request, same)
+            encoded: np.ndarray | Ragged
+            if f.name in self._crosses:
+                encoded, same = self._crosses[f.name].encode(request)
+            else:
+                field = self._fields[f.name]
+                values, same = request.values(field.key)
+                encoded = field.encode(values, request, same)
             if same:
                 encoded = repeat(encoded, size)
             if isinstance(encoded, Ragged):
@@ -130,6 +142,7 @@ class _Request:
         self.user, self.context, self.candidates = user, context, candidates
         self.common = {**user, **context}
         self.named = set().union(*candidates)
+        self.hashed: dict[_Part, tuple[Hashed, bool]] = {}
         if not (allowed.issuperset(self.common) and allowed.issuperset(self.named)):
             self._refuse(allowed)
 
@@ -207,6 +220,37 @@ class _Ids:
             found = get(value) if type(value) is python or value is None else None
             ids.append(get(form(value, i), UNKNOWN) if found is None else found)
         return np.array(ids, dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A column that is crossed: where it is read, and the canonical type of its values."""
+
+    key: str
+    type: Type
+
+    def hashed(self, request: _Request) -> tuple[Hashed, bool]:
+        """Return the column's hashes, and whether one serves all candidates; many crosses may ask."""
+        if self not in request.hashed:
+            values, same = request.values(self.key)
+            forms = [request.canonical(v, self.type, self.key, i, same) for i, v in enumerate(values)]
+            request.hashed[self] = Hashed.of(pl.Series(forms, dtype=DTYPES[self.type])), same
+        return request.hashed[self]
+
+
+class _Cross:
+    """One cross of a request."""
+
+    def __init__(self, ids: _Ids, parts: Sequence[_Part]) -> None:
+        self.ids, self.parts = ids, parts
+
+    def encode(self, request: _Request) -> tuple[np.ndarray, bool]:
+        """Return ids, (N,) int32, and whether one serves all candidates."""
+        found = [part.hashed(request) for part in self.parts]
+        alike = all(same for _, same in found)
+        size = len(request.candidates)
+        every = [h if alike or not same else h.take(np.zeros(size, dtype=np.int64)) for h, same in found]
+        return self.ids.indexer(cross_keys(every)), alike
 
 
 class _Field:

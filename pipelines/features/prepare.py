@@ -24,9 +24,11 @@ from ctr_models.errors import ArtifactError, ConfigError
 from ctr_models.schema import Schema
 from pipelines.datasets.base import RawData
 from pipelines.datasets.config import SplitConfig
+from pipelines.features.columns import Coded, RawColumn
+from pipelines.features.crosses import Crosser
 from pipelines.features.encoders import MISSING, UNKNOWN
 from pipelines.features.files import atomic_directory, sha256_file
-from pipelines.features.fit import CHUNK, Coded, Fitter, RawColumn
+from pipelines.features.fit import CHUNK, Fitter
 from pipelines.features.sequences import Histories
 from pipelines.features.spec import Column, FeatureSpec
 from pipelines.features.split import SPLITS, assign, check_split
@@ -166,7 +168,7 @@ def prepare(
         state = _fit(staged, spec, split, str(sources[0].path), step("fitting", staged.rows))
         with atomic_directory(final) as aside:
             state.save(aside / "state")
-            _encode(staged, state, split, kept, aside, step("encoding", staged.rows))
+            _encode(staged, state, split, kept, aside, str(sources[0].path), step("encoding", staged.rows))
             manifest = {
                 "format": FORMAT,
                 "key": key,
@@ -225,13 +227,14 @@ def _fit(
 class _Features:
     """Encodes chunks of a staged log; a text column's dictionary is encoded once."""
 
-    def __init__(self, staged: Staged, state: FeatureState) -> None:
+    def __init__(self, staged: Staged, state: FeatureState, source: str) -> None:
         self.staged, self.spec = staged, state.spec
         self.encoder = Encoder(state)
         self.columns = {c.name: c for c in self.spec.columns}
         self.names = [f.name for f in state.schema().fields]
+        self.crosser = Crosser(self.spec, state.types, source)
         self.of_dictionary: dict[str, Encoded] = {}
-        for c in self.spec.columns:
+        for c in self.spec.direct:
             if c.from_log is None and c.column in staged.dictionaries:
                 self.of_dictionary[c.name] = self._dictionary(c)
         if self.spec.user in staged.dictionaries:
@@ -261,14 +264,17 @@ class _Features:
     @property
     def raw(self) -> list[str]:
         """The staged columns that are read."""
-        names = [c.column for c in self.spec.columns if c.from_log is None]
+        names = [c.column for c in self.spec.direct if c.from_log is None]
         return list(dict.fromkeys([*names, LABEL, *([self.spec.user] if self.spec.user else [])]))
 
     def encode(self, chunk: dict[str, RawColumn], rows: slice) -> dict[str, Encoded]:
         """Encode the rows of a chunk, in the order of the schema."""
         out: dict[str, Encoded] = {}
+        keys = self.crosser.keys(chunk)
         for name in self.names:
-            if name in self.histories:
+            if name in keys:
+                out[name] = self.encoder.ids(name, keys[name])
+            elif name in self.histories:
                 histories, ids = self.histories[name]
                 out[name] = histories.take(ids, rows)
             else:
@@ -326,9 +332,10 @@ def _encode(
     split: np.ndarray,
     kept: list[str],
     folder: Path,
+    source: str,
     on_rows: Callable[[int], None],
 ) -> None:
-    features = _Features(staged, state)
+    features = _Features(staged, state, source)
     writers = [_Writer(folder / name / "part-00000.parquet") for name in SPLITS]
 
     def work(rows: slice, chunk: dict[str, RawColumn]) -> list[pa.Table | None]:

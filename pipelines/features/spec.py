@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from ctr_models.errors import nearest
 from ctr_models.schema import Kind as IdKind
 from ctr_models.schema import Role
 
@@ -73,11 +81,11 @@ class Column(_Strict):
     ``numeric`` with ``standard`` is a float; with ``quantile`` or ``log`` it becomes ids and is a categorical
     field to the model. ``categorical`` takes ``vocabulary`` or ``hash``. ``multi`` holds several values a row
     (a list column, or text split at ``separator``). ``sequence`` is a history: a list column, oldest first,
-    or made ``from_log``.
+    or made ``from_log``. ``cross`` is what the columns named by ``of`` hold together, each combination a value.
     """
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)
-    kind: Literal["numeric", "categorical", "multi", "sequence"]
+    kind: Literal["numeric", "categorical", "multi", "sequence", "cross"]
     source: str | None = None
     """The column of the log, if it is called otherwise."""
     encode: Encoding | None = None
@@ -91,6 +99,16 @@ class Column(_Strict):
     from_log: FromLog | None = None
     target: str | None = None
     """For a sequence: the column of the candidate that it is matched against."""
+    of: tuple[str, ...] = ()
+    """For a cross: two or more categorical columns; missing where one of them is."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What was fitted before there were crosses keeps its hash.
+        tree = write(self)
+        if not self.of:
+            tree.pop("of", None)
+        return tree
 
     @model_validator(mode="after")
     def _fits(self) -> Column:
@@ -99,6 +117,7 @@ class Column(_Strict):
             "categorical": ("vocabulary", "hash"),
             "multi": ("vocabulary", "hash"),
             "sequence": ("vocabulary", "hash"),
+            "cross": ("vocabulary", "hash"),
         }[self.kind]
         if self.encode is not None and self.encode.how not in allowed:
             raise ValueError(
@@ -108,6 +127,16 @@ class Column(_Strict):
             raise ValueError("from_log belongs to a sequence column")
         if self.target is not None and self.kind != "sequence":
             raise ValueError("target belongs to a sequence column")
+        if self.of and self.kind != "cross":
+            raise ValueError(f"of belongs to a cross; write kind: cross, or drop it from {self.name!r}")
+        if self.kind == "cross":
+            if len(set(self.of)) < 2 or len(set(self.of)) < len(self.of):
+                raise ValueError(
+                    f"cross {self.name!r} needs two or more columns, each once: of: [user_id, item_id]"
+                )
+            for key in ("source", "table", "separator"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"cross {self.name!r} reads the columns of its parts; drop its {key}")
         return self
 
     @property
@@ -125,7 +154,7 @@ class Column(_Strict):
         """Its kind to the model; None for a float."""
         if self.encoding.how == "standard":
             return None
-        return "categorical" if self.kind == "numeric" else self.kind
+        return self.kind if self.kind in ("multi", "sequence") else "categorical"
 
 
 class FeatureSpec(_Strict):
@@ -160,7 +189,7 @@ class FeatureSpec(_Strict):
         if twice:
             raise ValueError(f"columns appear twice: {', '.join(twice)}")
         by_name = {c.name: c for c in self.columns}
-        for c in self.columns:
+        for c in self.direct:
             if c.column == self.label and c.from_log is None:
                 raise ValueError(
                     f"column {c.name!r} reads the label {self.label!r}: the model would see the answer"
@@ -169,7 +198,7 @@ class FeatureSpec(_Strict):
                 raise ValueError(f"sequence {c.name!r} has target {c.target!r}, which is no column")
             if c.table is not None and c.table != c.name:
                 owner = by_name.get(c.table)
-                if owner is None or owner.id_kind is None:
+                if owner is None or owner.id_kind is None or owner.kind == "cross":
                     raise ValueError(
                         f"column {c.name!r} shares table {c.table!r}, which no id column is named after"
                     )
@@ -183,7 +212,33 @@ class FeatureSpec(_Strict):
                     raise ValueError(f"column {c.name!r} and its table {c.table!r} are encoded differently")
             if c.from_log is not None and (self.user is None or self.timestamp is None):
                 raise ValueError(f"sequence {c.name!r} is made from the log and needs features.user and .timestamp")
+        self._check_crosses(by_name)
         return self
+
+    def _check_crosses(self, by_name: dict[str, Column]) -> None:
+        seen: dict[frozenset[str], str] = {}
+        for c in self.crosses:
+            for name in c.of:
+                if name not in by_name:
+                    remedy = nearest(name, by_name)
+                    raise ValueError(f"cross {c.name!r} is of {name!r}, which is no column. {remedy}")
+                if by_name[name].kind != "categorical":
+                    raise ValueError(
+                        f"cross {c.name!r} is of {name!r}, which is {by_name[name].kind}; cross categorical columns"
+                    )
+            twin = seen.setdefault(frozenset(c.of), c.name)
+            if twin != c.name:
+                raise ValueError(f"crosses {twin!r} and {c.name!r} are of the same columns; drop one")
+
+    @property
+    def direct(self) -> tuple[Column, ...]:
+        """The columns that read a column of the log; the others are crosses of these."""
+        return tuple(c for c in self.columns if c.kind != "cross")
+
+    @property
+    def crosses(self) -> tuple[Column, ...]:
+        """The columns that are crosses of others."""
+        return tuple(c for c in self.columns if c.kind == "cross")
 
     def owner(self, column: Column) -> Column:
         """Return the column whose table this one shares (itself, mostly)."""
@@ -202,7 +257,7 @@ class FeatureSpec(_Strict):
             self.user,
             self.item,
             self.timestamp,
-            *(c.column for c in self.columns),
+            *(c.column for c in self.direct),
             *self.keep,
         ]
         return tuple(dict.fromkeys(n for n in named if n is not None))
@@ -210,4 +265,4 @@ class FeatureSpec(_Strict):
     @property
     def request_columns(self) -> tuple[str, ...]:
         """What a scoring request gives: raw columns of the features; a history made from the log under its name."""
-        return tuple(dict.fromkeys(c.name if c.from_log else c.column for c in self.columns))
+        return tuple(dict.fromkeys(c.name if c.from_log else c.column for c in self.direct))

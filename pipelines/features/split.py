@@ -10,7 +10,7 @@ import polars as pl
 
 from ctr_models.errors import ConfigError, DataError, nearest
 from pipelines.datasets.config import SplitConfig
-from pipelines.features.fit import Coded
+from pipelines.features.columns import Coded
 from pipelines.features.hashing import mix
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.stage import TIME, Source, Staged

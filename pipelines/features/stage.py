@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from ctr_models.errors import DataError
 from pipelines.features.canonical import Type, is_list, numbers, type_of
-from pipelines.features.fit import CHUNK, Coded, RawColumn, types_of
+from pipelines.features.columns import Coded, RawColumn
+from pipelines.features.fit import CHUNK, types_of
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.validate import ContentCheck, check_schema, reading, time_key
 
@@ -162,10 +163,10 @@ class _Stager:
         self.spec, self.dtypes, self.timed = spec, dtypes, timed
         self.types = types_of(spec, dtypes)
         self.file = folder / "log.parquet"
-        self.raw = [n for n in self.types if n != spec.label or any(c.column == n for c in spec.columns)]
+        self.raw = [n for n in self.types if n != spec.label or any(c.column == n for c in spec.direct)]
         self.raw += [n for n in (*spec.keep, *keep) if n not in self.raw]
         # A column that only feeds numbers is kept as numbers; text that is only kept is not worth a dictionary.
-        used = {n: {c.kind for c in spec.columns if c.column == n} for n in self.raw}
+        used = {n: {c.kind for c in spec.direct if c.column == n} for n in self.raw}
         self.numbers = {
             n
             for n in self.raw

@@ -298,6 +298,7 @@ class FeatureState:
                     role=c.role,
                     target=c.target,
                     max_length=1 if single else c.max_length,
+                    of=c.of,
                 )
             )
         return Schema(dense=tuple(dense), sparse=tuple(ids[False]), sequences=tuple(ids[True]))

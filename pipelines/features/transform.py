@@ -12,6 +12,7 @@ from ctr_models.batch import EncodedRows, Ragged
 from ctr_models.errors import DataError
 from ctr_models.schema import Schema
 from pipelines.features.canonical import canonical_series, numbers
+from pipelines.features.crosses import Crosser
 from pipelines.features.encoders import flat_lists, standardise, user_ids
 from pipelines.features.sequences import add_histories
 from pipelines.features.spec import Column, Standard
@@ -107,22 +108,25 @@ def transform(state: FeatureState, frame: pl.LazyFrame, *, source: str) -> pl.La
     kept = [name for name in spec.keep if name in schema]
     wanted = [*spec.request_columns, spec.label, *([spec.user] if spec.user else []), *kept]
     there = [name for name in dict.fromkeys(wanted) if name in schema]
-    encoder = Encoder(state)
+    encoder, crosser = Encoder(state), Crosser(spec, state.types, source)
     names = [f.name for f in state.schema().fields]
     columns = {c.name: c for c in spec.columns}
 
     def encode(batch: pl.DataFrame) -> pl.DataFrame:
-        out: list[pl.Series] = []
-        for name in names:
-            c = columns[name]
+        nothing = pl.Series([None] * len(batch), dtype=pl.Null)
+        encoded: dict[str, Encoded] = {}
+        for c in spec.direct:
             raw = c.name if c.from_log else c.column
-            values = batch[raw] if raw in there else pl.Series(raw, [None] * len(batch), dtype=pl.Null)
             try:
-                out.append(_series(name, encoder.column(c, values)))
+                encoded[c.name] = encoder.column(c, batch[raw] if raw in there else nothing)
             except ValueError as error:
                 raise DataError(
                     str(error), where=f"{source}: column {raw}", remedy="give the type that the model was fitted on"
                 ) from None
+        parts = {columns[name].column: nothing for name in crosser.parts}
+        parts |= {raw: batch[raw] for raw in parts if raw in there}
+        encoded |= {name: encoder.ids(name, keys) for name, keys in crosser.keys(parts).items()}
+        out = [_series(name, encoded[name]) for name in names]
         label = batch[spec.label].cast(pl.Float32).fill_null(0.0).to_numpy() if spec.label in there else None
         out.append(pl.Series(LABEL, np.zeros(len(batch), dtype=np.float32) if label is None else label))
         user = encoder.users(batch[spec.user]) if spec.user in there else np.zeros(len(batch), dtype=np.int64)

@@ -85,7 +85,7 @@ def check_types(spec: FeatureSpec, schema: Mapping[str, pl.DataType], source: st
     user = schema.get(spec.user or "")
     if user is not None and (type_of(user) is None or is_list(user)):
         raise _wrong(source, spec.user or "", f"the user is {user}", "write it as text or an integer")
-    for column in spec.columns:
+    for column in spec.direct:
         if column.column in schema:
             _check_type(column, schema[column.column], source)
 
@@ -167,8 +167,8 @@ class ContentCheck:
         self.spec, self.source = spec, source
         self.rows = 0
         self._nulls: dict[str, int] = {}
-        self._features = {c.column: c for c in spec.columns}
-        self._numbers = {c.column for c in spec.columns if c.kind == "numeric"}
+        self._features = {c.column: c for c in spec.direct}
+        self._numbers = {c.column for c in spec.direct if c.kind == "numeric"}
 
     def batch(self, frame: pl.DataFrame) -> np.ndarray:
         """Check the next rows and return their labels, (N,) float32.

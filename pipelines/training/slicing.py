@@ -26,7 +26,7 @@ def check_slices(data: EncodedData, columns: tuple[str, ...]) -> None:
     if not columns:
         return
     spec = data.state.spec
-    known = [*(c.name for c in spec.columns if c.id_kind == "categorical"), *spec.keep]
+    known = [*(c.name for c in spec.direct if c.id_kind == "categorical"), *spec.keep]
     for column in columns:
         if column not in known:
             raise ConfigError(

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipelines.features.fit import CHUNK, Coded
+from pipelines.features.columns import Coded
+from pipelines.features.fit import CHUNK
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.stage import Codes, Source, Staged, ordered, stage
 
