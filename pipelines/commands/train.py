@@ -77,7 +77,7 @@ def train_command(
         going_on = me.share((folder / "config.yaml").is_file())
         result = train(checked, data, run_dir=folder, resume=going_on, progress=me.first)
         if me.first:
-            report = _release(checked, raw, data, result, once=going_on or run is not None)
+            report = _release(checked, raw, result, once=going_on or run is not None)
             _show(checked, data, result, report, json_path)
         me.wait()
 
@@ -139,9 +139,7 @@ def _new_folder(config: RunConfig) -> Path:
     return folder
 
 
-def _release(
-    config: RunConfig, raw: RawData, data: EncodedData, result: TrainResult, *, once: bool
-) -> dict[str, Any]:
+def _release(config: RunConfig, raw: RawData, result: TrainResult, *, once: bool) -> dict[str, Any]:
     """Make the bundle and, with tracking, register it; ``once``: unless that has been done already."""
     import json
 
@@ -154,10 +152,10 @@ def _release(
         Bundle.create(
             bundle,
             model=result.model,
-            state=data.state,
+            state=result.data.state,
             config=json.loads(config.model_dump_json(exclude_none=True)),
             metrics=result.metrics,
-            golden=golden_rows(test.frame, data.state.spec, rows=GOLDEN_ROWS),
+            golden=golden_rows(test.frame, result.data.state.spec, rows=GOLDEN_ROWS),
         )
     version = None
     if config.tracking.enabled:
@@ -205,6 +203,8 @@ def _show(
         cells = [_number(result.metrics.get(f"{split}_{name}")) for split in ("valid", "test")]
         table.add_row(title, *cells, *([_number(best.get(f"test_{name}"))] if best else []))
     console.print(table)
+    for told in result.reports:
+        console.print(_report_table(told))
     for column, slices in result.slices.items():
         console.print(_slice_table(column, slices))
     lines = [f"{result.rows_per_second:,.0f} training rows/s", f"run: {result.run_dir}"]
@@ -217,6 +217,7 @@ def _show(
             "metrics": result.metrics,
             "best_possible": best,
             "slices": result.slices,
+            "reports": result.reports,
             "rows_per_second": result.rows_per_second,
             "epochs": len(result.history),
             "run_dir": str(result.run_dir),
@@ -230,6 +231,23 @@ def _show(
         print(content)
     elif json_path is not None:
         json_path.write_text(content + "\n", encoding="utf-8")
+
+
+def _report_table(told: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=told["title"], title_justify="left")
+    for name in told["rows"][0]:
+        table.add_column(name, justify="left" if isinstance(told["rows"][0][name], str) else "right")
+    for row in told["rows"]:
+        table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _slice_table(column: str, slices: list[dict[str, Any]]) -> Table:

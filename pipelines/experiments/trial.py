@@ -90,7 +90,7 @@ def _train(config: RunConfig, data: EncodedData, own: Path, progress: bool) -> N
 
     run_dir = own / "training"
     trained = train(config, data, run_dir=run_dir, resume=run_dir.exists(), progress=progress)
-    test = predict(trained.model, data, "test", batch_size=config.train.eval_batch_size)
+    test = predict(trained.model, trained.data, "test", batch_size=config.train.eval_batch_size)
     columns = {"row": test.row, "user": test.user, "label": test.label, "probability": test.probability}
     with atomic_directory(own / "finished") as aside:
         pl.DataFrame(columns).write_parquet(aside / PREDICTIONS)

@@ -36,7 +36,7 @@ class Context:
 
     Args:
         config: of the run.
-        data: encoded features.
+        data: encoded features; a phase that encodes anew or drops values puts others, under ``run_dir``, here.
         run_dir: where phases keep what they make; each has its own folder there.
         me: this process.
         model: the model to train next; a phase that decides on another changes it.
@@ -66,6 +66,9 @@ class Phase:
 
     def run(self, context: Context) -> Context:
         """Do the work, put plain values into ``context.outputs[self.name]``, return the context.
+
+        What a user should be told goes into the output ``report``: a ``title`` and ``rows``, a list of mappings
+        with equal keys.
 
         A phase keeps its files in ``context.run_dir / self.name`` and, when ``context.resume`` is set, goes on
         from what it finds there.
@@ -122,7 +125,7 @@ def run_recipe(recipe: Recipe, context: Context) -> Context:
     """Run the phases that are not done yet.
 
     A finished phase leaves ``phases/<number>-<name>.json`` in the run's folder: its outputs, and the model and
-    inputs as it left them. On resume it is skipped.
+    inputs as it left them, and where its encoded features lie if it made others. On resume it is skipped.
     """
     for number, phase in enumerate(recipe.phases()):
         marker = context.run_dir / "phases" / f"{number}-{phase.name}.json"
@@ -132,7 +135,10 @@ def run_recipe(recipe: Recipe, context: Context) -> Context:
             context.outputs[phase.name] = left["outputs"]
             context.model = ModelSpec.parse(left["model"])
             context.schema = Schema.model_validate(left["schema"])
+            if left.get("data"):
+                context.data = _opened(context.run_dir / left["data"])
             continue
+        given = context.data.path
         context = phase.run(context)
         if context.me.first:
             content = {
@@ -140,9 +146,17 @@ def run_recipe(recipe: Recipe, context: Context) -> Context:
                 "model": context.model.to_dict(),
                 "schema": context.schema.model_dump(mode="json"),
             }
+            if context.data.path != given:
+                content["data"] = context.data.path.relative_to(context.run_dir).as_posix()
             atomic_write(marker, json.dumps(content, indent=1))
         context.me.wait()
     return context
+
+
+def _opened(path: Path) -> EncodedData:
+    from pipelines.features.prepare import EncodedData
+
+    return EncodedData.open(path)
 
 
 def _read(marker: Path) -> dict[str, Any] | None:

@@ -41,8 +41,10 @@ class TrainResult:
         run_dir: configuration, checkpoints and ``result.json``.
         rows_per_second: training rows over the time of the training steps, loader included.
         mlflow_run_id: None without tracking.
+        data: the encoded features that the model reads; not those that were given where the recipe made others.
         first: whether this process is rank 0, the one that releases.
         slices: test metrics by column and value, for the columns of ``train.slices``.
+        reports: what the recipe's phases have to tell, each a ``title`` and ``rows``.
     """
 
     model: CTRModel
@@ -51,8 +53,10 @@ class TrainResult:
     run_dir: Path
     rows_per_second: float
     mlflow_run_id: str | None
+    data: EncodedData
     first: bool = True
     slices: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    reports: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(
@@ -97,7 +101,7 @@ def train(
             context = run_recipe(make_recipe(config.recipe), context)
             trained = next(o for o in reversed(context.outputs.values()) if "weights" in o)
             model = read_model(context, run_dir / trained["weights"])
-            return _finish(context, trained, model, tracker, me)
+            return _finish(context, data, trained, model, tracker, me)
 
 
 def read_model(context: Context, weights: Path) -> CTRModel:
@@ -112,14 +116,18 @@ def read_model(context: Context, weights: Path) -> CTRModel:
     return model.eval()
 
 
-def _finish(context: Context, trained: dict[str, Any], model: CTRModel, tracker: Any, me: Ranks) -> TrainResult:
+def _finish(
+    context: Context, given: EncodedData, trained: dict[str, Any], model: CTRModel, tracker: Any, me: Ranks
+) -> TrainResult:
+    reports = [output["report"] for output in context.outputs.values() if "report" in output]
     best = next(r for r in trained["history"] if r["epoch"] == trained["best_epoch"])
     metrics = {name: value for name, value in best.items() if name.startswith("valid_")}
     if me.first:
         test = _test(context, model)
         found = defined(evaluate(test.label, test.probability, test.user))
         metrics.update({f"test_{name}": value for name, value in found.items()})
-        slices = sliced(context.data, context.config.train.slices, test)
+        # By the features as given: the rows are the same, and these still tell dropped values apart.
+        slices = sliced(given, context.config.train.slices, test)
         tracker.finish(trained, metrics, test, slices)
         result = {
             "metrics": metrics,
@@ -127,6 +135,7 @@ def _finish(context: Context, trained: dict[str, Any], model: CTRModel, tracker:
             "best_epoch": trained["best_epoch"],
             "rows_per_second": trained["rows_per_second"],
             "history": trained["history"],
+            "reports": reports,
             "mlflow_run_id": tracker.run_id,
         }
         atomic_write(context.run_dir / RESULT, json.dumps(result, indent=1))
@@ -134,7 +143,18 @@ def _finish(context: Context, trained: dict[str, Any], model: CTRModel, tracker:
         slices = {}
     metrics, slices, run_id = me.share((metrics, slices, tracker.run_id))
     rate = trained["rows_per_second"]
-    return TrainResult(model, metrics, trained["history"], context.run_dir, rate, run_id, me.first, slices)
+    return TrainResult(
+        model,
+        metrics,
+        trained["history"],
+        context.run_dir,
+        rate,
+        run_id,
+        context.data,
+        first=me.first,
+        slices=slices,
+        reports=reports,
+    )
 
 
 def _test(context: Context, model: CTRModel) -> Predictions:

@@ -65,7 +65,7 @@ def trained(monkeypatch) -> list[RunConfig]:
         model.config = config
         history = [{"epoch": 1, "train_loss": 0.5, "valid_auc": 0.7, "valid_logloss": 0.4}]
         metrics = {"valid_auc": 0.7, "test_auc": 0.69}
-        return SimpleNamespace(model=model, metrics=metrics, history=history, rows_per_second=1000.0)
+        return SimpleNamespace(model=model, metrics=metrics, history=history, rows_per_second=1000.0, data=data)
 
     def predict(model, data, split, *, batch_size):
         config = model.config
