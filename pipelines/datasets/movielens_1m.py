@@ -25,6 +25,7 @@ FIELDS: dict[str, Role] = {
     **dict.fromkeys(("gender", "age", "occupation", "zip"), "user"),
     **dict.fromkeys(("genres",), "item"),
 }
+TENTH = "history_tenth"
 _PUBLISHED = "the published files are ratings.dat, users.dat and movies.dat of GroupLens' MovieLens 1M (ml-1m.zip)"
 
 
@@ -34,8 +35,9 @@ class MovieLens1MOptions(DatasetOptions):
     task: Literal["ctr", "history"] = "ctr"
     """``ctr``: click = rating above 3, rows with rating 3 dropped, no history. ``history``: click = rating of
     at least 4, no row dropped, the user's earlier clicks as a sequence, each user's last rows held out."""
-    history: int = Field(50, ge=1)
-    """Length of the sequence, for the task ``history``."""
+    history: int = Field(50, ge=0)
+    """For the task ``history``: length of the sequence; 0 leaves it out, for models to be compared with those
+    that have it, on the same rows."""
     held_out: float = Field(0.1, gt=0, lt=0.5)
     """For the task ``history``: share of each user's rows, the last ones, that test; as many before them
     validate."""
@@ -51,6 +53,9 @@ class MovieLens1M(Dataset):
     ``ratings.parquet`` (user_id, movie_id, rating, and position: the order within the user, or timestamp),
     ``users.parquet``, ``movies.parquet``. A file ``ctr_split.parquet`` (user_id, movie_id, split) beside them
     fixes the split of the task ``ctr``; without it the rows are split at random 8:1:1.
+
+    The task ``history`` carries a column ``history_tenth`` beside the features, for slices and for an experiment's
+    population: 0 for the tenth of the users who have the fewest clicks in the training part, 9 for the most.
     """
 
     Options = MovieLens1MOptions
@@ -89,13 +94,17 @@ class MovieLens1M(Dataset):
             .then(pl.lit("valid"))
             .otherwise(pl.lit("train"))
         )
+        trained = ((pl.col("split") == "train") & (pl.col("click") == 1)).sum().alias("trained")
+        counts = frame.group_by("user_id").agg(trained).sort("trained", "user_id")
+        tenths = counts.select("user_id", (pl.int_range(pl.len()) * 10 // pl.len()).cast(pl.Int8).alias(TENTH))
+        frame = frame.join(tenths, on="user_id", how="left", maintain_order="left")
         return {"all": RawPart(frame.lazy(), path)}, SplitConfig(by="column", column="split")
 
     def _spec(self) -> FeatureSpec:
         vocabulary = Vocabulary(min_count=self.options.min_count)
         columns = [Column(name=n, kind="categorical", role=r, encode=vocabulary) for n, r in FIELDS.items()]
         with_history = self.options.task == "history"
-        if with_history:
+        if with_history and self.options.history:
             columns.append(
                 Column(
                     name="history",
@@ -114,6 +123,7 @@ class MovieLens1M(Dataset):
             timestamp="order" if with_history else None,
             dim=self.options.dim,
             columns=tuple(columns),
+            keep=(TENTH,) if with_history else (),
         )
 
 

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from ctr_models.errors import DataError
-from pipelines.datasets.base import open_data
+from pipelines.datasets.base import RawData, open_data
 from pipelines.datasets.config import DataConfig
 from pipelines.datasets.movielens_1m import FIELDS
 
@@ -97,6 +97,33 @@ def test_with_history_the_last_rows_of_each_user_are_held_out(tmp_path: Path) ->
     assert frame["order"].is_sorted()
 
 
+def histories(folder: Path, **options: int) -> RawData:
+    """Twenty users; user u clicks on u of 20 movies, and the first 16 of 20 rows train."""
+    parquet(folder)
+    rows = [(user, movie, 4 if movie < user else 3, movie) for user in range(1, 21) for movie in range(20)]
+    columns = ["user_id", "movie_id", "rating", "position"]
+    pl.DataFrame(rows, schema=columns, orient="row").write_parquet(folder / "ratings.parquet")
+    return open_data(DataConfig(source="movielens_1m", path=folder, options={"task": "history", **options}))
+
+
+def test_users_are_told_apart_by_the_clicks_that_train(tmp_path: Path) -> None:
+    data = histories(tmp_path)
+    tenths = data.parts["all"].frame.select("user_id", "history_tenth").unique().sort("user_id").collect()
+    assert dict(tenths.rows()) == {user: (user - 1) // 2 for user in range(1, 21)}
+    assert data.spec is not None
+    assert data.spec.keep == ("history_tenth",)
+
+
+def test_the_history_can_be_left_out_of_the_same_rows(tmp_path: Path) -> None:
+    with_, without = histories(tmp_path), histories(tmp_path, history=0)
+    assert with_.spec is not None
+    assert without.spec is not None
+    assert with_.spec.columns[:-1] == without.spec.columns
+    assert with_.spec.columns[-1].name == "history"
+    assert with_.parts["all"].frame.collect().equals(without.parts["all"].frame.collect())
+    assert with_.fingerprint != without.fingerprint
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"ratings.dat, users.dat, movies.dat not found.*MovieLens 1M"):
         open_data(DataConfig(source="movielens_1m", path=tmp_path))
@@ -108,3 +135,19 @@ def test_the_real_split(data_root: Path) -> None:
     frames = {name: part.frame.collect() for name, part in data.parts.items()}
     assert {n: len(f) for n, f in frames.items()} == {"train": 590_861, "valid": 73_858, "test": 73_858}
     assert all(f.select(*FIELDS, "click").null_count().sum_horizontal()[0] == 0 for f in frames.values())
+
+
+@pytest.mark.data
+def test_real_histories(data_root: Path) -> None:
+    options = {"task": "history"}
+    data = open_data(DataConfig(source="movielens_1m", path=data_root / "movielens_1m", options=options))
+    frame = data.parts["all"].frame.collect()
+    last = frame.group_by("user_id").agg(
+        pl.col("order").filter(pl.col("split") == "train").max().alias("train"),
+        pl.col("order").filter(pl.col("split") == "valid").min().alias("valid"),
+        pl.col("order").filter(pl.col("split") == "test").min().alias("test"),
+    )
+    assert last.null_count().sum_horizontal()[0] == 0
+    assert last.select((pl.col("train") < pl.col("valid")) & (pl.col("valid") < pl.col("test"))).to_series().all()
+    shares = frame["split"].value_counts(normalize=True)
+    assert dict(shares.rows())["test"] == pytest.approx(0.1, abs=0.01)
