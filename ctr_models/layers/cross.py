@@ -1,10 +1,11 @@
-"""The gated cross network."""
+"""The gated cross networks."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from ctr_models.gates.base import GateShape, GateSpec
+from ctr_models.gates.base import Gate, GateShape, GateSpec
 from ctr_models.layers.mlp import linear
 from kernels import gated_cross
 
@@ -31,13 +32,72 @@ class CrossNetwork(nn.Module):
 
     def __init__(self, width: int, *, layers: int, gate: GateSpec) -> None:
         super().__init__()
-        shape = GateShape(slot="cross", width=width, context=width)
-        self.linears = nn.ModuleList(linear(width, width) for _ in range(layers))
-        self.gates = nn.ModuleList(gate.build(shape) for _ in range(layers))
+        self.linears = nn.ModuleList(self.crossing(width) for _ in range(layers))
+        self.gates = nn.ModuleList(
+            gate.build(GateShape(slot="cross", width=width, context=width, depth=depth)) for depth in range(layers)
+        )
+
+    @staticmethod
+    def crossing(width: int) -> nn.Module:
+        """Return what maps c to W c + b."""
+        return linear(width, width)
+
+    def crossed(self, depth: int, c: Tensor) -> Tensor:
+        """Return W c + b of one layer, (B, D)."""
+        return self.linears[depth](c)
+
+    def layer(self, depth: int, c0: Tensor, c: Tensor) -> Tensor:
+        """Return the output of one layer, (B, D)."""
+        gate: Gate = self.gates[depth]  # type: ignore[assignment]
+        return gated_cross(c0, gate.gated(self.crossed(depth, c), c), c)
 
     def forward(self, c0: Tensor) -> Tensor:
         """Map (B, D) to (B, D)."""
         c = c0
-        for crossing, gate in zip(self.linears, self.gates, strict=True):
-            c = gated_cross(c0, gate.gated(crossing(c), c), c)
+        for depth in range(len(self.gates)):
+            c = self.layer(depth, c0, c)
         return c
+
+    def masks(self, c0: Tensor) -> list[Tensor]:
+        """Return the mask of each layer, (B, D). Layer l, from 0, decides over the crosses of order l + 2."""
+        masks, c = [], c0
+        for depth, gate in enumerate(self.gates):
+            masks.append(gate(self.crossed(depth, c), c).expand_as(c))
+            c = self.layer(depth, c0, c)
+        return masks
+
+
+class VectorCrossNetwork(CrossNetwork):
+    """Crosses with one number a layer: c_{l+1} = c_0 * (w_l . c_l) * gate_l(c_l) + b_l + c_l.
+
+    The cross network of the first DCN, where the gate is ``none``. The bias stands outside the cross.
+
+    Args:
+        width: D.
+        layers: L.
+        gate: the gate of every layer.
+
+    Example:
+        >>> import torch
+        >>> VectorCrossNetwork(6, layers=2, gate=GateSpec(name="none"))(torch.zeros(3, 6)).shape
+        torch.Size([3, 6])
+
+    Source: DCN, arXiv 1708.05123.
+    """
+
+    def __init__(self, width: int, *, layers: int, gate: GateSpec) -> None:
+        super().__init__(width, layers=layers, gate=gate)
+        self.biases = nn.ParameterList(torch.zeros(width) for _ in range(layers))
+
+    @staticmethod
+    def crossing(width: int) -> nn.Module:
+        """Return what maps c to w . c, (B, 1)."""
+        return linear(width, 1, bias=False)
+
+    def crossed(self, depth: int, c: Tensor) -> Tensor:
+        """Return w . c of one layer, the same for every coordinate, (B, D)."""
+        return super().crossed(depth, c).expand_as(c)
+
+    def layer(self, depth: int, c0: Tensor, c: Tensor) -> Tensor:
+        """Return the output of one layer, (B, D)."""
+        return super().layer(depth, c0, c) + self.biases[depth]

@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from ctr_models.gates import GateSpec
-from ctr_models.layers import CrossNetwork
+from ctr_models.layers import CrossNetwork, VectorCrossNetwork
 
 
 def test_it_is_the_equation() -> None:
@@ -42,3 +42,45 @@ def test_l_layers_reach_order_l_plus_one() -> None:
     torch.testing.assert_close(values[0], values[1])
     torch.testing.assert_close(values[1], values[2])
     assert values[0].abs().max() > 1e-6
+
+
+def test_the_vector_form_is_its_equation() -> None:
+    torch.manual_seed(0)
+    network, c0 = VectorCrossNetwork(5, layers=3, gate=GateSpec(name="none")), torch.randn(4, 5)
+    c = c0
+    with torch.no_grad():
+        for crossing, bias in zip(network.linears, network.biases, strict=True):
+            bias.normal_()
+            c = torch.stack([x0 * torch.dot(crossing.weight[0], x) + bias + x for x0, x in zip(c0, c, strict=True)])
+    torch.testing.assert_close(network(c0), c)
+    assert sum(p.numel() for p in network.parameters()) == 3 * (5 + 5)
+
+
+def test_the_vector_form_by_hand() -> None:
+    network = VectorCrossNetwork(2, layers=1, gate=GateSpec(name="none"))
+    with torch.no_grad():
+        network.linears[0].weight.copy_(torch.tensor([[1.0, 2.0]]))
+        network.biases[0].copy_(torch.tensor([0.5, -0.5]))
+    # w . c = 3 + 2 * 4 = 11; 11 * 3 + 0.5 + 3 and 11 * 4 - 0.5 + 4
+    assert network(torch.tensor([[3.0, 4.0]])).tolist() == [[36.5, 47.5]]
+
+
+def test_masks_are_those_by_which_the_layers_pass() -> None:
+    torch.manual_seed(0)
+    for form in (CrossNetwork, VectorCrossNetwork):
+        network, c0 = form(5, layers=2, gate=GateSpec(name="sigmoid")), torch.randn(4, 5)
+        first, second = network.masks(c0)
+        c1 = network.layer(0, c0, c0)
+        torch.testing.assert_close(first, torch.sigmoid(c0 @ network.gates[0].linear.weight.T))
+        torch.testing.assert_close(second, torch.sigmoid(c1 @ network.gates[1].linear.weight.T))
+        torch.testing.assert_close(c1, c0 * network.crossed(0, c0) * first + c0)
+
+
+def test_masks_of_no_gate_are_ones() -> None:
+    (mask,) = CrossNetwork(5, layers=1, gate=GateSpec(name="none")).masks(torch.randn(4, 5))
+    assert torch.equal(mask, torch.ones(4, 5))
+
+
+def test_each_gate_learns_which_layer_is_its_own() -> None:
+    network = CrossNetwork(5, layers=3, gate=GateSpec(name="sigmoid"))
+    assert [gate.shape.depth for gate in network.gates] == [0, 1, 2]

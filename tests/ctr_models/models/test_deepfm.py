@@ -1,20 +1,11 @@
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
 from ctr_models import Schema, create_model, example_batch
 from ctr_models.errors import ConfigError
-from ctr_models.models.deepfm import pairwise
 from ctr_models.schema import IdField
-
-
-def test_pairwise_is_the_sum_over_pairs() -> None:
-    e = torch.randn(5, 4, 3, dtype=torch.float64)
-    expected = sum((e[:, i] * e[:, j]).sum(1) for i, j in itertools.combinations(range(4), 2))
-    torch.testing.assert_close(pairwise(e), expected)
 
 
 def test_the_logit_is_linear_plus_pairs_plus_deep() -> None:

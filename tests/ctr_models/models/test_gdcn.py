@@ -55,3 +55,24 @@ def test_published_parameter_count_on_criteo() -> None:
     small = Schema.of({f"c{i}": 2 for i in range(39)}, dim=16)
     model = create_model("gdcn", small, form="cross_only")
     assert sum(p.numel() for p in model.parameters()) == 39 * 2 * 16 + 3 * (2 * d * d + d) + d + 1
+
+
+def test_openness_tells_each_order_and_field_apart() -> None:
+    model, batch = make("gdcn", cross_layers=3), example_batch(SCHEMA, rows=7)
+    with torch.no_grad():
+        for layer, gate in enumerate(model.cross.gates):
+            gate.linear.weight.zero_()
+            gate.linear.weight[:4, layer] = 1e4 * (1 if layer == 1 else -1)
+    c0 = model.inputs.embedding(batch).flat
+    told = model.openness(batch)
+    assert list(told) == [2, 3, 4]
+    assert all(list(fields) == ["user", "item", "hour"] for fields in told.values())
+    assert told[2]["user"] == pytest.approx((c0[:, 0] < 0).float().mean().item(), abs=1e-3)
+    assert told[3]["user"] != told[2]["user"]
+    assert all(fields[name] == 0.5 for fields in told.values() for name in ("item", "hour"))
+
+
+def test_openness_leaves_the_model_as_it_was() -> None:
+    model = make("gdcn").train()
+    model.openness(example_batch(SCHEMA, rows=3))
+    assert model.training

@@ -1,0 +1,47 @@
+"""Factorisation machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from ctr_models.batch import Batch
+from ctr_models.gates.base import GateSpec
+from ctr_models.layers.gated_embedding import GatedEmbedding
+from ctr_models.layers.linear_term import LinearTerm
+from ctr_models.layers.products import pairwise
+from ctr_models.model import CTRModel, ModelConfig, register_model
+from ctr_models.schema import Schema
+
+
+@register_model("fm")
+class FM(CTRModel):
+    """logit = linear term + sum over pairs of fields <e_i, e_j>.
+
+    Raises:
+        ConfigError: fields differ in dimension.
+
+    Example:
+        >>> from ctr_models import create_model, example_batch
+        >>> schema = Schema.of({"user": 10, "item": 20})
+        >>> create_model("fm", schema)(example_batch(schema, rows=3)).shape
+        torch.Size([3])
+
+    Source: Factorization Machines, ICDM 2010.
+    """
+
+    default_gates: ClassVar[Mapping[str, str]] = {"field": "none", "feature": "none"}
+    source = "Factorization Machines, ICDM 2010"
+
+    def __init__(self, config: ModelConfig, schema: Schema, gates: Mapping[str, GateSpec]) -> None:
+        super().__init__(config, schema, gates)
+        schema.common_dim(self.name)
+        self.linear = LinearTerm(schema, std=config.embedding_std)
+        self.inputs = GatedEmbedding(schema, gates, std=config.embedding_std)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return logits, (B,)."""
+        (x,) = self.inputs(batch)  # (B, D)
+        return self.linear(batch) + pairwise(x.unflatten(1, (self.inputs.fields, -1)))
