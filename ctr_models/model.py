@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -46,6 +46,8 @@ class ModelSpec(BaseModel):
         """Read ``name`` or ``{name: ..., gates: {slot: gate}, option: ...}`` and check every key."""
         if isinstance(value, ModelSpec):
             return value
+        if not isinstance(value, str | Mapping):
+            raise ConfigError(f"expected a name or keys, got {value!r}", where="model", remedy="write model: gdcn")
         given: dict[str, Any] = {"name": value} if isinstance(value, str) else dict(value)
         if "name" not in given:
             raise ConfigError("a model needs a name", where="model", remedy=f"one of {list(MODELS)}")
@@ -133,10 +135,14 @@ class CTRModel(nn.Module):
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the training loss (scalar: cross-entropy plus the gates' penalties) and the logits (B,)."""
         logits = self(batch)
+        return self.loss_of(logits, batch), logits
+
+    def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the cross-entropy of these logits plus the gates' penalties, for a model that adds its own."""
         loss = F.binary_cross_entropy_with_logits(logits.float(), batch.label)
         for gate in self.gates():
             loss = loss + gate.penalty().to(loss.device)
-        return loss, logits
+        return loss
 
     def gates(self) -> list[Gate]:
         """Return every gate in the model."""
@@ -151,11 +157,14 @@ class CTRModel(nn.Module):
             if isinstance(gate, Gate):
                 # A fused ``gated`` never makes the mask; for one pass the plain one, by way of it, takes its place.
                 gate.gated = partial(Gate.gated, gate)  # type: ignore[method-assign]
+                gate.mixture = partial(_told, seen, path, gate, gate.mixture)  # type: ignore[method-assign]
                 handles.append(
                     gate.register_forward_hook(
                         lambda m, _inputs, mask, path=path: seen.__setitem__(path, m.telemetry(mask))
                     )
                 )
+                # Weights that a history decides don't pass through forward, or only those of rows without one.
+                gate.mixture = partial(_told_mixture, gate, path, seen)  # type: ignore[method-assign]
         was_training = self.training
         try:
             self.eval()
@@ -165,8 +174,17 @@ class CTRModel(nn.Module):
             for handle in handles:
                 handle.remove()
             for gate in self.gates():
-                del gate.gated
+                del gate.gated, gate.mixture
         return seen
+
+
+def _told(
+    seen: dict[str, dict[str, float]], path: str, gate: Gate, mixture: Callable[..., Tensor], *inputs: Tensor
+) -> Tensor:
+    """Call ``mixture`` and note what its weights look like: a gate need not go by way of its forward."""
+    weights = mixture(*inputs)
+    seen[path] = gate.telemetry(weights)
+    return weights
 
 
 MODELS: Registry[type[CTRModel]] = Registry("model", group="sluice.models", base=CTRModel)
