@@ -38,7 +38,7 @@ from pipelines.features.state import FeatureState
 from pipelines.features.transform import LABEL, ROW, USER, Encoded, Encoder, arrow_lists, take
 
 FORMAT = 1
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class EncodedData:
             ArtifactError: a file is missing, of another size, or the state is damaged.
         """
         path = Path(path)
-        file = path / _MANIFEST
+        file = path / MANIFEST
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
             entries = [entry for split in SPLITS for entry in manifest["splits"][split]["files"]]
@@ -148,7 +148,7 @@ def prepare(
     key = _key(data, spec, seed)
     folder = Path(workdir) / "features"
     final = folder / key
-    if (final / _MANIFEST).is_file():
+    if (final / MANIFEST).is_file():
         return EncodedData.open(final)
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -178,9 +178,11 @@ def prepare(
                 "truth": data.truth,
                 "state": state.hash,
                 "schema": state.schema().model_dump(mode="json"),
-                "splits": {name: _entry(aside, name, int((split == i).sum())) for i, name in enumerate(SPLITS)},
+                "splits": {
+                    name: split_entry(aside, name, int((split == i).sum())) for i, name in enumerate(SPLITS)
+                },
             }
-            (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return EncodedData(final, state, state.schema(), manifest, data.truth)
 
 
@@ -405,7 +407,8 @@ class _Writer:
             self.writer.close()
 
 
-def _entry(folder: Path, split: str, rows: int) -> dict[str, Any]:
+def split_entry(folder: Path, split: str, rows: int) -> dict[str, Any]:
+    """Return what the manifest says of a split: its rows and files."""
     files = sorted((folder / split).glob("*.parquet"))
     return {
         "rows": rows,

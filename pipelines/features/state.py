@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,8 @@ class Table:
         missing: occurrences of no value.
         quantiles: summary of a ``quantile`` column.
         edges: its cuts, once they are fixed.
+        places: (n,) int32, the row of each of the first n ids, once values were dropped; later ids have the rows
+            that follow. None: an id is its row.
     """
 
     name: str
@@ -54,10 +56,18 @@ class Table:
     missing: int = 0
     quantiles: Quantiles = field(default_factory=Quantiles.empty)
     edges: np.ndarray | None = None
+    places: np.ndarray | None = None
 
     @property
     def rows(self) -> int:
         """Rows of the embedding table."""
+        if self.places is None:
+            return self._size
+        return int(self.places.max()) + 1 + self._size - len(self.places)
+
+    @property
+    def _size(self) -> int:
+        """The number of ids."""
         encoding = self.encoding
         if isinstance(encoding, Vocabulary):
             return FIRST + int(np.count_nonzero(self.ids))
@@ -66,13 +76,45 @@ class Table:
         assert isinstance(encoding, Hash | Quantile)
         return FIRST + encoding.buckets
 
+    def row_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the rows of ids, (N,) int32."""
+        if self.places is None:
+            return ids
+        listed = len(self.places)
+        later = ids - listed + int(self.places.max()) + 1
+        return np.where(ids < listed, self.places[np.minimum(ids, listed - 1)], later).astype(np.int32)
+
+    def moves(self, dropped: np.ndarray) -> np.ndarray:
+        """Return the new row of each row when some are dropped: they share row 2; rows 0 and 1 stay.
+
+        Args:
+            dropped: (rows,) bool.
+
+        Returns:
+            (rows,) int32.
+        """
+        own = ~dropped
+        own[:FIRST] = True
+        if own.all():
+            return np.arange(self.rows, dtype=np.int32)
+        moves = np.full(self.rows, FIRST, dtype=np.int32)
+        moves[:FIRST] = np.arange(FIRST)
+        moves[np.flatnonzero(own)[FIRST:]] = np.arange(FIRST + 1, FIRST + 1 + int(own[FIRST:].sum()))
+        return moves
+
+    def dropping(self, dropped: np.ndarray) -> Table:
+        """Return the table without the rows ``dropped``, (rows,) bool; their ids share row 2."""
+        if not dropped[FIRST:].any():
+            return self
+        return replace(self, places=self.moves(dropped)[self.row_of(np.arange(self._size, dtype=np.int32))])
+
     def known(self) -> tuple[pl.Series, np.ndarray]:
-        """Return the values that have an id, and their ids, (K,) int32."""
+        """Return the values that have an id, and their rows, (K,) int32."""
         size = int(np.count_nonzero(self.ids))
-        return self.values[:size], self.ids[:size]
+        return self.values[:size], self.row_of(self.ids[:size])
 
     def indexer(self) -> Callable[[pl.Series], np.ndarray]:
-        """Return the function from canonical values to ids, (N,) int32; a vocabulary's index is built here."""
+        """Return the function from canonical values to rows, (N,) int32; a vocabulary's index is built here."""
         encoding = self.encoding
         if isinstance(encoding, Vocabulary):
             return Lookup(*self.known()).ids
@@ -82,16 +124,16 @@ class Table:
             out = np.zeros(len(values), dtype=np.int32)
             known = values.is_not_null().to_numpy()
             out[known] = hash_ids(values.drop_nulls(), encoding.buckets, encoding.salt)
-            return out
+            return self.row_of(out)
 
         return hashed
 
     def bucket_ids(self, x: np.ndarray) -> np.ndarray:
-        """Return the ids of numbers (N,) float64 cut into buckets."""
+        """Return the rows of numbers (N,) float64 cut into buckets."""
         if isinstance(self.encoding, LogBucket):
-            return log_ids(x, self.encoding)
+            return self.row_of(log_ids(x, self.encoding))
         assert self.edges is not None
-        return quantile_ids(x, self.edges)
+        return self.row_of(quantile_ids(x, self.edges))
 
     def merge(self, other: Table) -> Table:
         """Add the counts of both; ids stay as they are here."""
@@ -116,7 +158,7 @@ class Table:
         if self.edges is None:
             return self
         seen = quantile_ids(self.quantiles.values, self.edges)
-        counts = np.bincount(seen, weights=self.quantiles.weights, minlength=self.rows).astype(np.int64)
+        counts = np.bincount(seen, weights=self.quantiles.weights, minlength=self._size).astype(np.int64)
         ids = np.flatnonzero(counts)
         return replace(self, values=pl.Series(ids), counts=counts[ids], ids=ids.astype(np.int32))
 
@@ -149,13 +191,12 @@ class Table:
         return replace(self, ids=ids)
 
     def occurrences(self) -> np.ndarray:
-        """Return how often each id was seen in training, (rows,) int64."""
+        """Return how often each row was seen in training, (rows,) int64."""
         counts = np.zeros(self.rows, dtype=np.int64)
         counts[0] = self.missing
-        if isinstance(self.encoding, Vocabulary):
-            np.add.at(counts, np.where(self.ids == 0, 1, self.ids), self.counts)
-        else:
-            counts[self.values.to_numpy()] = self.counts
+        vocabulary = isinstance(self.encoding, Vocabulary)
+        ids = np.where(self.ids == 0, 1, self.ids) if vocabulary else self.values.to_numpy()
+        np.add.at(counts, self.row_of(ids), self.counts)
         return counts
 
     def digest(self) -> str:
@@ -174,6 +215,8 @@ class Table:
         edges = np.empty(0) if self.edges is None else self.edges
         for array in (self.counts, self.ids, self.quantiles.values, self.quantiles.weights, edges):
             h.update(len(array).to_bytes(8, "little") + np.ascontiguousarray(array).tobytes())
+        if self.places is not None:
+            h.update(self.places.tobytes())
         return h.hexdigest()
 
 
@@ -303,8 +346,31 @@ class FeatureState:
             )
         return Schema(dense=tuple(dense), sparse=tuple(ids[False]), sequences=tuple(ids[True]))
 
+    def dropping(self, dropped: Mapping[str, np.ndarray]) -> FeatureState:
+        """Return the state in which chosen values no longer take rows: in each table they share row 2.
+
+        A missing value stays row 0 and a value outside the vocabulary row 1. Values that are seen first in later
+        logs get rows of their own by :meth:`merge`; a dropped one stays dropped.
+
+        Args:
+            dropped: by table, (rows,) bool; tables that are not named stay as they are.
+
+        Example:
+            >>> ad = {"name": "ad", "kind": "categorical"}
+            >>> spec = FeatureSpec.model_validate({"label": "y", "columns": [ad]})
+            >>> log = pl.LazyFrame({"y": [0, 1, 0, 1], "ad": ["a", "b", "a", "c"]})
+            >>> state = FeatureState.fit(spec, log, source="log")
+            >>> state.counts("ad").tolist()
+            [0, 0, 2, 1, 1]
+            >>> small = state.dropping({"ad": np.array([False, False, True, False, True])})
+            >>> small.counts("ad").tolist(), [a.tolist() for a in small.tables["ad"].known()]
+            ([0, 0, 3, 1], [['a', 'b', 'c'], [2, 3, 2]])
+        """
+        tables = {n: t.dropping(dropped[n]) if n in dropped else t for n, t in self.tables.items()}
+        return replace(self, tables=tables)
+
     def counts(self, table: str) -> np.ndarray:
-        """Return how often each id of a table was seen in training, (rows,) int64."""
+        """Return how often each row of a table was seen in training, (rows,) int64."""
         return self.tables[table].occurrences()
 
     def save(self, directory: Path) -> None:
@@ -323,6 +389,10 @@ class FeatureState:
                     summary = pl.DataFrame({"value": table.quantiles.values, "weight": table.quantiles.weights})
                     summary.write_parquet(aside / file, compression="lz4", statistics=False)
                     files[name] |= {"quantiles": file, "quantiles_sha256": sha256_file(aside / file)}
+                if table.places is not None:
+                    file = f"places-{position:04d}.parquet"
+                    pl.DataFrame({"row": table.places}).write_parquet(aside / file, compression="lz4")
+                    files[name] |= {"places": file, "places_sha256": sha256_file(aside / file)}
             content = {"format": FORMAT, "hash": self.hash, **self._json(), "files": files}
             (aside / _MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
@@ -393,6 +463,9 @@ class FeatureState:
             if isinstance(encoding, Quantile):
                 summary = _verified(directory / entry["quantiles"], entry["quantiles_sha256"])
                 quantiles = Quantiles(summary["value"].to_numpy(), summary["weight"].to_numpy())
+            places = None
+            if "places" in entry:
+                places = _verified(directory / entry["places"], entry["places_sha256"])["row"].to_numpy()
             dtype = DTYPES[one["type"]] if isinstance(encoding, Vocabulary) else pl.Int64
             tables[name] = Table(
                 name,
@@ -404,6 +477,7 @@ class FeatureState:
                 one["missing"],
                 quantiles,
                 None if one["edges"] is None else np.array(one["edges"], dtype=np.float64),
+                places,
             )
         moments = {n: Moments(*m) for n, m in content["moments"].items()}
         return cls(spec, content["types"], tables, moments, content["rows"], content["fitted"])
