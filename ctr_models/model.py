@@ -163,8 +163,6 @@ class CTRModel(nn.Module):
                         lambda m, _inputs, mask, path=path: seen.__setitem__(path, m.telemetry(mask))
                     )
                 )
-                # Weights that a history decides don't pass through forward, or only those of rows without one.
-                gate.mixture = partial(_told_mixture, gate, path, seen)  # type: ignore[method-assign]
         was_training = self.training
         try:
             self.eval()
@@ -181,7 +179,7 @@ class CTRModel(nn.Module):
 def _told(
     seen: dict[str, dict[str, float]], path: str, gate: Gate, mixture: Callable[..., Tensor], *inputs: Tensor
 ) -> Tensor:
-    """Call ``mixture`` and note what its weights look like: a gate need not go by way of its forward."""
+    """Call ``mixture`` and note its weights: those that a history decides don't pass through forward."""
     weights = mixture(*inputs)
     seen[path] = gate.telemetry(weights)
     return weights

@@ -121,6 +121,8 @@ class Gate(nn.Module):
     Config: ClassVar[type[GateConfig]] = GateConfig
     bound: ClassVar[float] = 1.0
     """Upper end of the mask's range [0, bound]."""
+    simplex: ClassVar[bool] = True
+    """Slots expert and interaction: the weights of a row are non-negative and add up to 1."""
     source: ClassVar[str] = ""
     """The paper, as an arXiv id or a title."""
 
@@ -205,7 +207,15 @@ class Gate(nn.Module):
 
     @torch.no_grad()
     def telemetry(self, mask: Tensor) -> dict[str, float]:
-        """Describe a mask: mean, standard deviation, share of values at either end, binary entropy in bits."""
+        """Describe a mask: mean, standard deviation, share of values at either end, entropy in bits.
+
+        The entropy is binary, of each value. In slots ``expert`` and ``interaction`` it is that of each row's
+        weights, and there are besides: ``zeros``, the share of weights that are exactly 0; ``importance``, the
+        squared coefficient of variation of the choices' total weights, 0 when all are used alike; ``choice_0`` and
+        so on, the mean weight of each.
+        """
+        if self.shape.slot in ("expert", "interaction"):
+            return _describe_weights(mask.detach().float())
         m = mask.detach().float() / self.bound
         p = m.clamp(1e-7, 1 - 1e-7)
         entropy = -(p * p.log2() + (1 - p) * (1 - p).log2())
@@ -215,6 +225,21 @@ class Gate(nn.Module):
             "saturation": float(((m < 0.05) | (m > 0.95)).float().mean()),
             "entropy": float(entropy.mean()),
         }
+
+
+def _describe_weights(weights: Tensor) -> dict[str, float]:
+    shares = weights.abs() / weights.abs().sum(1, keepdim=True).clamp_min(1e-12)  # (B, K)
+    entropy = -(shares * shares.clamp_min(1e-12).log2()).sum(1)
+    means = weights.mean(0)
+    return {
+        "mean": float(weights.mean()),
+        "std": float(weights.std(correction=0)),
+        "saturation": float(((shares < 0.05) | (shares > 0.95)).float().mean()),
+        "entropy": float(entropy.mean()),
+        "zeros": float((weights == 0).float().mean()),
+        "importance": float(means.var(correction=0) / means.mean().square().clamp_min(1e-12)),
+        **{f"choice_{k}": float(mean) for k, mean in enumerate(means)},
+    }
 
 
 GATES: Registry[type[Gate]] = Registry("gate", group="sluice.gates", base=Gate)

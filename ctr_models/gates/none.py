@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ctr_models.gates.base import Gate, register_gate
+from ctr_models.gates.base import SLOTS, Gate, register_gate
 
 
 @register_gate("none")
 class NoGate(Gate):
     """Lets everything pass: the mask is 1.
 
-    Fits every slot whose gate is a mask. (Mixture weights of experts and exit gates have no neutral "1".)
+    In slot ``expert`` all K experts have the weight 1 / K; in slot ``interaction`` the logits decide by
+    themselves, weights = softmax(x); in slot ``depth`` every layer is passed.
 
     Example:
         >>> import torch
@@ -19,12 +20,19 @@ class NoGate(Gate):
         >>> gate, x = GateSpec(name="none").build(GateShape(slot="feature", width=4)), torch.ones(2, 4)
         >>> gate.gated(x) is x
         True
+        >>> GateSpec(name="none").build(GateShape(slot="expert", width=4, choices=2))(x)
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
     """
 
-    slots = frozenset({"feature", "field", "selection", "cross", "attention", "sequence", "fusion"})
+    slots = frozenset(SLOTS)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return a mask of ones with one element."""
+        """Return a mask of ones with one element; in slots expert and interaction weights, (B, K)."""
+        if self.shape.slot == "expert":
+            return x.new_full((x.shape[0], self.shape.choices), 1 / self.shape.choices)
+        if self.shape.slot == "interaction":
+            return x.softmax(-1)
         return x.new_ones((1,) * x.dim())
 
     def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:

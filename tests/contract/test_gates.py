@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -23,7 +23,16 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "sequence": (B, F, D),
     "attention": (B, 2, F, D),
 }
-PAIRS = [(name, slot) for name in GATES for slot in sorted(GATES[name].slots)]
+HOOKS = {"attention": "attend", "sequence": "pool"}
+
+
+def acts_by_a_hook(name: str, slot: str) -> bool:
+    """Whether the gate leaves the mask alone: test_attention.py and test_sequence.py see to those."""
+    hook = HOOKS.get(slot, "forward")
+    return hook != "forward" and getattr(GATES[name], hook) is not getattr(Gate, hook)
+
+
+PAIRS = [(name, slot) for name in GATES for slot in sorted(GATES[name].slots) if not acts_by_a_hook(name, slot)]
 MASKS = [
     pytest.param(name, slot, context, id=f"{name}-{slot}-{'context' if context else 'alone'}")
     for name, slot in PAIRS
@@ -41,13 +50,15 @@ def _one_thread() -> None:
 def make(name: str, slot: str, context: int, *, seed: int = 0, **options: Any) -> Gate:
     torch.manual_seed(seed)
     spec = GateSpec.parse({"name": name, **options})
-    return spec.build(GateShape(slot=slot, width=D, context=context, fields=F))  # type: ignore[arg-type]
+    return spec.build(GateShape(slot=slot, width=D, context=context, fields=F, heads=2))  # type: ignore[arg-type]
 
 
 def inputs(slot: str, context: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(SHAPES[slot], generator=generator, dtype=torch.float64)
-    c = torch.randn(B, context, generator=generator, dtype=torch.float64)
+    c = torch.randn(
+        (B, F, context) if slot == "attention" else (B, context), generator=generator, dtype=torch.float64
+    )
     return x.to(dtype), c.to(dtype) if context else None
 
 
@@ -160,7 +171,7 @@ def test_one_context_serves_all_rows(name: str, slot: str, context: int) -> None
     if c is None:
         return
     constant = c[:1]
-    torch.testing.assert_close(gate.gated(x, constant), gate.gated(x, constant.expand(B, -1)))
+    torch.testing.assert_close(gate.gated(x, constant), gate.gated(x, constant.expand(c.shape)))
 
 
 @masks
@@ -197,7 +208,7 @@ def test_a_wrong_width_is_refused(name: str, slot: str, context: int) -> None:
     gate, (x, c) = make(name, slot, context), inputs(slot, context)
     if c is not None and list(gate.parameters()):
         with pytest.raises(RuntimeError):
-            gate.gated(x, torch.cat([c, c], dim=1))
+            gate.gated(x, torch.cat([c, c], dim=-1))
 
 
 @masks
@@ -215,10 +226,10 @@ def test_traced_it_is_the_same(name: str, slot: str, context: int) -> None:
     torch.testing.assert_close(compiled(x, c), gate.gated(x, c))
 
 
-@pytest.mark.parametrize("name", list(GATES))
+@pytest.mark.parametrize("name", sorted({name for name, slot in PAIRS if slot in SHAPES}))
 def test_compiled_it_is_the_same(name: str) -> None:
     torch._dynamo.reset()
-    slot = min(GATES[name].slots & set(SHAPES))
+    slot = min(s for n, s in PAIRS if n == name and s in SHAPES)
     gate, (x, c) = make(name, slot, C), inputs(slot, C)
     compiled = torch.compile(Gated(gate), fullgraph=True)
     torch.testing.assert_close(compiled(x, c), gate.gated(x, c))
@@ -239,6 +250,7 @@ def test_a_slot_that_it_does_not_fit_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(GATES))
 def test_the_hash_tells_settings_apart(name: str) -> None:
-    plain, identity = GateSpec(name=name), GateSpec.parse({"name": name, "start": "identity"})
+    plain = GateSpec(name=name)
     assert plain.hash == GateSpec.parse({"name": name, "start": "paper"}).hash
-    assert plain.hash != identity.hash
+    if "identity" in get_args(GATES[name].Config.model_fields["start"].annotation):
+        assert plain.hash != GateSpec.parse({"name": name, "start": "identity"}).hash
