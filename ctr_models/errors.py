@@ -53,6 +53,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
         "did you mean 'epochs'? known: 'epochs', 'seed'"
     """
     known = sorted(known)
+    if not known:
+        return "none is known"
     listed = "known: " + ", ".join(repr(k) for k in known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}? {listed}" if close else listed

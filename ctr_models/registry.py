@@ -77,7 +77,7 @@ class Registry(Generic[T]):
         module, _, attribute = path.replace(":", ".").rpartition(".")
         try:
             found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: no such path at all
             raise ConfigError(
                 f"can't import {self.what} {path!r} ({error})",
                 remedy="give a registered name or the dotted path of an importable class",

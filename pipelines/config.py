@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,7 +80,9 @@ def read_yaml(path: Path, *, remedy: str = "") -> dict[str, Any]:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
     except FileNotFoundError:
         raise ConfigError("no such file", where=str(path), remedy=remedy) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"can't be read ({error.strerror})", where=str(path)) from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none, or no UTF-8
         raise ConfigError(f"not valid YAML: {_yaml_problem(error)}", where=str(path)) from None
     if not isinstance(tree, dict):
         raise ConfigError(f"expected keys, found {type(tree).__name__}", where=str(path))
@@ -100,7 +102,23 @@ def parse_config(tree: dict[str, Any], source: str = "config") -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """Return the YAML that reads back as ``config``."""
-    return yaml.safe_dump(json.loads(config.model_dump_json(exclude_none=True)), sort_keys=False)
+    return yaml.safe_dump(plain_config(config), sort_keys=False)
+
+
+def plain_config(config: RunConfig) -> dict[str, Any]:
+    """Return every setting as plain values; null stands only where it is not the default anyway."""
+    written = json.loads(config.model_dump_json(exclude_defaults=True))
+    return _without_nulls(json.loads(config.model_dump_json()), written)
+
+
+def _without_nulls(value: Any, written: Any) -> Any:
+    if isinstance(value, dict):
+        own = written if isinstance(written, dict) else {}
+        return {k: _without_nulls(v, own.get(k)) for k, v in value.items() if v is not None or k in own}
+    if isinstance(value, list):
+        own = written if isinstance(written, list) else [None] * len(value)
+        return [_without_nulls(v, w) for v, w in zip(value, own, strict=True)]
+    return value
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
@@ -118,7 +136,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError("an override is written key.sub=value", where=where)
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"not valid YAML: {_yaml_problem(error)}", where=where) from None
     *parents, last = key.split(".")
     node: Any = tree
@@ -160,6 +178,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key can't be a list", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} appears twice", key_node.start_mark

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.config import RunConfig, dump_config, parse_config
+from pipelines.config import RunConfig, dump_config, parse_config, plain_config
 from pipelines.datasets.base import RawData, open_data
 from pipelines.experiments.report import ReportArm, write_report
 from pipelines.experiments.statistics import Difference, compare
@@ -174,7 +174,7 @@ class Walkthrough:
                 run_dir / "bundle",
                 model=result.model,
                 state=data.state,
-                config=json.loads(config.model_dump_json(exclude_none=True)),
+                config=plain_config(config),
                 metrics=result.metrics,
                 golden=golden_rows(part.frame, data.state.spec),
             )

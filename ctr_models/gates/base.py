@@ -71,6 +71,11 @@ class GateSpec(BaseModel):
         """Read ``name`` or ``{name: ..., option: ...}`` and check the options against the gate's config."""
         if isinstance(value, GateSpec):
             return value
+        if not isinstance(value, str | dict):
+            raise ConfigError(
+                f"expected a gate's name or keys, got {value!r}",
+                remedy="write none for no gate; YAML reads no and off as false",
+            )
         value = {"name": value} if isinstance(value, str) else dict(value)
         if "name" not in value:
             raise ConfigError("a gate needs a name", remedy="write {name: sigmoid2, ...}")

@@ -141,8 +141,7 @@ def _new_folder(config: RunConfig) -> Path:
 
 def _release(config: RunConfig, raw: RawData, result: TrainResult, *, once: bool) -> dict[str, Any]:
     """Make the bundle and, with tracking, register it; ``once``: unless that has been done already."""
-    import json
-
+    from pipelines.config import plain_config
     from pipelines.release.bundle import Bundle
     from pipelines.release.golden import golden_rows
 
@@ -153,7 +152,7 @@ def _release(config: RunConfig, raw: RawData, result: TrainResult, *, once: bool
             bundle,
             model=result.model,
             state=result.data.state,
-            config=json.loads(config.model_dump_json(exclude_none=True)),
+            config=plain_config(config),
             metrics=result.metrics,
             golden=golden_rows(test.frame, result.data.state.spec, rows=GOLDEN_ROWS),
         )

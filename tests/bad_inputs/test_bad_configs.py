@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from ctr_models import Schema, create_model
-from ctr_models.errors import ConfigError
+from ctr_models import GATES, MODELS, Schema, create_model
+from ctr_models.errors import ConfigError, nearest
 from pipelines.config import load_config
-from pipelines.datasets.base import check_options
+from pipelines.datasets.base import DATASETS, check_options
+from pipelines.features.spec import Column
+from pipelines.training.config import TrainConfig
 
-TRAIN = (
-    "known: 'batch_size', 'checkpoint_every', 'clip_norm', 'embedding', 'epochs', 'eval_batch_size', "
-    "'keep_checkpoints', 'optimizer', 'parts', 'plateau', 'precision', 'sharding', 'slices', 'stopping', "
-    "'threads', 'window_rows'."
-)
-COLUMN = (
-    "known: 'dim', 'encode', 'from_log', 'kind', 'max_length', 'name', 'role', 'separator', 'source', 'table', "
-    "'target'."
-)
-SOURCES = (
-    "known: 'avazu', 'click_world', 'criteo', 'csv', 'frappe', 'movielens_100k', 'movielens_1m', 'parquet', "
-    "'reczoo'."
-)
-MODELS = "known: 'dcnv2', 'deepfm', 'dnn', 'dualmlp', 'finalmlp', 'gdcn', 'lr'."
+
+def known(names: Iterable[str]) -> str:
+    """What is registered grows; the messages list all of it."""
+    return "known: " + ", ".join(map(repr, sorted(names))) + "."
+
+
+TRAIN = known(TrainConfig.model_fields)
+COLUMN = known(Column.model_fields)
+KINDS = known(get_args(Column.model_fields["kind"].annotation))
+SOURCES = known(DATASETS)
 
 # (what, ctr.yaml, message)
 FILES = [
@@ -84,12 +84,15 @@ FILES = [
         "name: ../../etc",
         "ctr.yaml: name: must match ^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$, got '../../etc'",
     ),
-    ("unknown model", "model: gdnc", f"ctr.yaml: model.name: unknown model 'gdnc'. did you mean 'gdcn'? {MODELS}"),
+    (
+        "unknown model",
+        "model: gdnc",
+        f"ctr.yaml: model.name: unknown model 'gdnc'. did you mean 'gdcn'? {known(MODELS)}",
+    ),
     (
         "a model without a name",
         "model: {cross_layers: 3}",
-        "ctr.yaml: model: a model needs a name. one of ['dcnv2', 'deepfm', 'dnn', 'dualmlp', 'finalmlp', 'gdcn', "
-        "'lr'].",
+        f"ctr.yaml: model: a model needs a name. one of {list(MODELS)}.",
     ),
     (
         "unknown option of a model",
@@ -116,8 +119,7 @@ FILES = [
     (
         "unknown gate",
         "model: {name: gdcn, gates: {cross: sigmiod}}",
-        "ctr.yaml: model.gates.cross: unknown gate 'sigmiod'. did you mean 'sigmoid'? known: 'none', 'sigmoid', "
-        "'sigmoid2', 'squeeze_excite'.",
+        f"ctr.yaml: model.gates.cross: unknown gate 'sigmiod'. did you mean 'sigmoid'? {known(GATES)}",
     ),
     (
         "unknown slot",
@@ -129,6 +131,33 @@ FILES = [
         "a list of gates",
         "model: {name: gdcn, gates: [sigmoid]}",
         "ctr.yaml: model.gates: expected slot: gate, got ['sigmoid']",
+    ),
+    (
+        "no gate, as YAML 1.1 reads it",
+        "model: {name: gdcn, gates: {cross: no}}",
+        "ctr.yaml: model.gates.cross: expected a gate's name or keys, got False. write none for no gate; YAML "
+        "reads no and off as false.",
+    ),
+    (
+        "a number for a model",
+        "model: 3",
+        "ctr.yaml: model: expected a name or keys, got 3. write model: gdcn.",
+    ),
+    (
+        "a dotted path that begins with a dot",
+        "model: .x.y",
+        "ctr.yaml: model.name: can't import model '.x.y' (the 'package' argument is required to perform a relative "
+        "import for '.x'). give a registered name or the dotted path of an importable class.",
+    ),
+    (
+        "a day that is none",
+        "data: {options: {until: 2026-02-30}}",
+        "ctr.yaml: not valid YAML: day is out of range for month",
+    ),
+    (
+        "a list as a key",
+        "? [seed]\n: 1",
+        "ctr.yaml: not valid YAML: a key can't be a list, line 1, column 3",
     ),
     (
         "unknown option of a gate",
@@ -174,8 +203,7 @@ FILES = [
     (
         "unknown kind",
         "features: {label: click, columns: [{name: a, kind: category}]}",
-        "ctr.yaml: features.columns.0.kind: unknown value 'category'. did you mean 'categorical'? known: "
-        "'categorical', 'multi', 'numeric', 'sequence'.",
+        f"ctr.yaml: features.columns.0.kind: unknown value 'category'. did you mean 'categorical'? {KINDS}",
     ),
     (
         "an encoding of another kind",
@@ -211,6 +239,10 @@ OVERRIDES = [
         "override 'train.epochs=[1': not valid YAML: expected ',' or ']', but got '<stream end>', line 1, column 3",
     ),
     (
+        "data.options.until=2026-13-45",
+        "override 'data.options.until=2026-13-45': not valid YAML: month must be in 1..12",
+    ),
+    (
         "features.columns.7.dim=8",
         "override 'features.columns.7.dim=8': '7' is no position in a list of 1. count from 0.",
     ),
@@ -241,6 +273,12 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path}/ctr.yml: no such file. sluice init writes one."
 
 
+def test_a_folder_for_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: can't be read (Is a directory)"
+
+
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     file = tmp_path / "ctr.yaml"
     file.write_bytes(b"seed: 1\n\xff\xfe")
@@ -254,7 +292,7 @@ def test_a_gate_that_does_not_fit_its_slot() -> None:
         create_model("gdcn", Schema.of({"user": 10}), gates={"cross": "squeeze_excite"})
     assert str(caught.value) == (
         "model.gates.cross: gate 'squeeze_excite' does not fit slot 'cross'. it fits ['field']; this slot takes "
-        "['none', 'sigmoid']."
+        f"{[name for name in GATES if 'cross' in GATES[name].slots]}."
     )
 
 
@@ -272,3 +310,7 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     file.write_text("train: {optimizer: {lr: 1e-3, eps: 1E-8}, window_rows: 1_000}")
     train = load_config(file).train
     assert (train.optimizer.lr, train.optimizer.eps, train.window_rows) == (1e-3, 1e-8, 1000)
+
+
+def test_nothing_to_choose_from() -> None:
+    assert nearest("a", []) == "none is known"

@@ -32,11 +32,14 @@ def test_check_says_what_the_file_asks_for(app: typer.Typer, tmp_path: Path) -> 
 
 
 def test_check_full_prints_a_file_that_reads_back_as_the_same(app: typer.Typer, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["config", "check", "-o", "train.epochs=3", "--full"])
+    # plateau and clip_norm have defaults: their null must not be lost.
+    overrides = ["train.epochs=3", "train.plateau=null", "train.clip_norm=null"]
+    words = [word for override in overrides for word in ("-o", override)]
+    result = CliRunner().invoke(app, ["config", "check", *words, "--full"])
     assert result.exit_code == 0, result.output
     written = tmp_path / "ctr.yaml"
     written.write_text(result.output)
-    assert load_config(written) == load_config(None, ["train.epochs=3"])
+    assert load_config(written) == load_config(None, overrides)
 
 
 @pytest.mark.parametrize(
