@@ -2,6 +2,7 @@
 
 from ctr_models.layers.attention import SelfAttention
 from ctr_models.layers.cross import CrossNetwork, VectorCrossNetwork
+from ctr_models.layers.experts import Experts
 from ctr_models.layers.fusion import BilinearFusion
 from ctr_models.layers.gated_embedding import GatedEmbedding
 from ctr_models.layers.mlp import MLP, MLPConfig
@@ -11,6 +12,7 @@ __all__ = [
     "MLP",
     "BilinearFusion",
     "CrossNetwork",
+    "Experts",
     "GatedEmbedding",
     "InnerProducts",
     "MLPConfig",
