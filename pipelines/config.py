@@ -116,8 +116,8 @@ def _without_nulls(value: Any, written: Any) -> Any:
         own = written if isinstance(written, dict) else {}
         return {k: _without_nulls(v, own.get(k)) for k, v in value.items() if v is not None or k in own}
     if isinstance(value, list):
-        own = written if isinstance(written, list) else [None] * len(value)
-        return [_without_nulls(v, w) for v, w in zip(value, own, strict=True)]
+        items = written if isinstance(written, list) else [None] * len(value)
+        return [_without_nulls(v, w) for v, w in zip(value, items, strict=True)]
     return value
 
 

@@ -59,11 +59,14 @@ def train_command(
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here; - prints it.")] = None,
 ) -> None:
     """Train a model: features, training, test metrics, a bundle, a registered version."""
+    from ctr_models.errors import ConfigError
     from pipelines.config import load_config
     from pipelines.training.distributed import ranks
     from pipelines.training.trainer import train
 
     folder = None
+    if resume is not None and run is not None:
+        raise ConfigError("give one of --resume and --run", where="sluice train")
     if resume is not None:
         folder = _run_folder(resume)
         config = config or folder / "config.yaml"
@@ -76,25 +79,30 @@ def train_command(
         # Rank 0 decides: it writes the file while the others still look.
         going_on = me.share((folder / "config.yaml").is_file())
         result = train(checked, data, run_dir=folder, resume=going_on, progress=me.first)
-        if me.first:
+        if raw is not None:
             report = _release(checked, raw, result, once=going_on or run is not None)
             _show(checked, data, result, report, json_path)
         me.wait()
 
 
-def _prepare(config: RunConfig, me: Ranks) -> tuple[RawData, EncodedData]:
-    """Encode on rank 0, open on all. An error of rank 0 ends every rank with the same message."""
+def _prepare(config: RunConfig, me: Ranks) -> tuple[RawData | None, EncodedData]:
+    """Open the source and encode it on rank 0 alone, since opening may write it; open what came of it on all.
+
+    An error of rank 0 ends every rank with the same message.
+
+    Returns:
+        The source, on rank 0 only, and the encoded features.
+    """
     from ctr_models.errors import SluiceError
     from pipelines.datasets.base import open_data
     from pipelines.features.prepare import EncodedData, prepare
 
-    raw = open_data(config.data)
+    raw: RawData | None = None
     outcome: Any = None
     if me.first:
         try:
-            outcome = prepare(
-                raw, config.features, workdir=config.workdir, seed=config.seed, progress=me.first
-            ).path
+            raw = open_data(config.data)
+            outcome = prepare(raw, config.features, workdir=config.workdir, seed=config.seed).path
         except SluiceError as error:
             outcome = error
     outcome = me.share(outcome)

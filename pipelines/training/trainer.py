@@ -82,8 +82,9 @@ def train(
     """
     run_dir = Path(run_dir)
     with ranks() as me, _threads(config.train.threads):
-        if me.first:
-            atomic_write(run_dir / "config.yaml", dump_config(config))
+        settings = run_dir / "config.yaml"
+        if me.first and not (resume and settings.is_file()):
+            atomic_write(settings, dump_config(config))
         check_slices(data, config.train.slices)
         with open_tracker(config, data, run_dir, me, resume) as tracker:
             schema = data.schema
@@ -99,6 +100,10 @@ def train(
                 on_epoch=tracker.epoch,
             )
             context = run_recipe(make_recipe(config.recipe), context)
+            if (
+                me.first
+            ):  # what may change on resume has changed; a refused resume left the run's own settings alone
+                atomic_write(settings, dump_config(config))
             trained = next(o for o in reversed(context.outputs.values()) if "weights" in o)
             model = read_model(context, run_dir / trained["weights"])
             return _finish(context, data, trained, model, tracker, me)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from ctr_models.errors import ArtifactError, ConfigError
 from pipelines.cli import build_app
+from pipelines.config import parse_config
 from pipelines.release.bundle import Bundle
 
 CONFIG = """
@@ -108,10 +109,26 @@ def test_overrides_reach_the_run(file):
 def test_bad_arguments_are_named(file, tmp_path):
     with pytest.raises(ArtifactError, match="no run to resume here"):
         sluice("--resume", tmp_path)
+    with pytest.raises(ConfigError, match="give one of --resume and --run"):
+        sluice("--resume", tmp_path, "--run", "monday")
     with pytest.raises(ConfigError, match=r"train\.epoch: unknown key\. did you mean 'epochs'"):
         sluice("-c", file, "-o", "train.epoch=3")
     with pytest.raises(ConfigError, match=r"train\.slices: 'devise' is no categorical .* did you mean 'device'"):
         sluice("-c", file, "-o", "train.slices=[devise]")
+
+
+def test_only_rank_0_opens_the_source_since_that_may_write_it(monkeypatch):
+    import pipelines.datasets.base as base
+    from pipelines.commands.train import _prepare
+    from pipelines.features.prepare import EncodedData
+
+    class Second:
+        first = False
+        share = staticmethod(lambda value: Path("encoded"))
+
+    monkeypatch.setattr(base, "open_data", lambda config: pytest.fail("rank 1 opened the source"))
+    monkeypatch.setattr(EncodedData, "open", lambda path: path)
+    assert _prepare(parse_config({}), Second()) == (None, Path("encoded"))
 
 
 def test_two_ranks_make_an_ordinary_bundle(file):

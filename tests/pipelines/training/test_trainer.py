@@ -197,8 +197,12 @@ def test_resuming_a_finished_run_changes_nothing(config, world, tmp_path):
 def test_resuming_with_other_settings_is_refused(config, world, tmp_path):
     run(config(), world, tmp_path / "run")
     (tmp_path / "run" / "phases" / "0-fit.json").unlink()
+    own = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(ConfigError, match="are not those that began this run"):
         run(config(optimizer={"lr": 0.5}), world, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "config.yaml").read_text() == own  # the remedy that the message gives
+    assert len(run(config(epochs=3), world, tmp_path / "run", resume=True).history) == 3
+    assert "epochs: 3" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_a_loss_that_explodes_is_said_so(config, world, tmp_path):
