@@ -100,9 +100,7 @@ def train(
                 on_epoch=tracker.epoch,
             )
             context = run_recipe(make_recipe(config.recipe), context)
-            if (
-                me.first
-            ):  # what may change on resume has changed; a refused resume left the run's own settings alone
+            if me.first:  # with what a resume may change; a refused one has left the file alone
                 atomic_write(settings, dump_config(config))
             trained = next(o for o in reversed(context.outputs.values()) if "weights" in o)
             model = read_model(context, run_dir / trained["weights"])
