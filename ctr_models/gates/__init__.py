@@ -22,23 +22,32 @@ A gate of your own takes ten lines, and fits every slot that it lists:
     1.0
 """
 
+from ctr_models.gates.adaptive_depth import AdaptiveDepthGate
 from ctr_models.gates.attention_weighted import AttentionWeightedGate
 from ctr_models.gates.base import GATES, SLOTS, Gate, GateConfig, GateShape, GateSpec, Slot, register_gate
+from ctr_models.gates.clipped_softmax import ClippedSoftmaxGate
 from ctr_models.gates.comet import CometGate
 from ctr_models.gates.context import ContextConfig
 from ctr_models.gates.gumbel import GumbelGate
+from ctr_models.gates.linear_attention import LinearAttentionGate
 from ctr_models.gates.noisy_topk import NoisyTopKGate
 from ctr_models.gates.none import NoGate
+from ctr_models.gates.recency import RecencyGate
+from ctr_models.gates.recursive import RecursiveGate
+from ctr_models.gates.sdpa_head import SDPAHeadGate
 from ctr_models.gates.sigmoid import SigmoidGate
 from ctr_models.gates.sigmoid2 import Sigmoid2Gate
 from ctr_models.gates.softmax import SoftmaxGate
 from ctr_models.gates.squeeze_excite import SqueezeExciteGate
+from ctr_models.gates.temperature import TemperatureGate
 from ctr_models.gates.topk import TopKGate
 
 __all__ = [
     "GATES",
     "SLOTS",
+    "AdaptiveDepthGate",
     "AttentionWeightedGate",
+    "ClippedSoftmaxGate",
     "CometGate",
     "ContextConfig",
     "Gate",
@@ -46,13 +55,18 @@ __all__ = [
     "GateShape",
     "GateSpec",
     "GumbelGate",
+    "LinearAttentionGate",
     "NoGate",
     "NoisyTopKGate",
+    "RecencyGate",
+    "RecursiveGate",
+    "SDPAHeadGate",
     "Sigmoid2Gate",
     "SigmoidGate",
     "Slot",
     "SoftmaxGate",
     "SqueezeExciteGate",
+    "TemperatureGate",
     "TopKGate",
     "register_gate",
 ]

@@ -128,6 +128,9 @@ class Gate(nn.Module):
     """Upper end of the mask's range [0, bound]."""
     simplex: ClassVar[bool] = True
     """Slots expert and interaction: the weights of a row are non-negative and add up to 1."""
+    recalls: ClassVar[bool] = False
+    """Slot ``sequence``: whether ``pool`` finds by content what a history held, without the model's scores. The
+    contract suite holds it to that, with multi-query associative recall."""
     source: ClassVar[str] = ""
     """The paper, as an arXiv id or a title."""
 
@@ -149,7 +152,7 @@ class Gate(nn.Module):
         attention   (B, H, L, D)         (B, L, C), layer input   mask of the heads' outputs
         sequence    (T, D), jagged       (T, C), query a value    mask of the values
         expert      (B, D)               None                     weights (B, K), K = ``shape.choices``
-        depth       (B, D)               None                     probability to go on, (B, 1)
+        depth       (B, D)               (B, 1), doubt in bits    probability to go on, (B or 1, 1)
         interaction (P, K), logits       None                     weights (P, K) of P pairs' K treatments
         ==========  ===================  =======================  ==========================================
 
@@ -172,9 +175,9 @@ class Gate(nn.Module):
             query: the layer's input at the query positions, (B, Q, C).
 
         Returns:
-            Weights of the same shape, 0 where a key is absent.
+            Weights of the same shape, 0 where a key is absent, even where all of them are.
         """
-        return scores.softmax(-1)
+        return present_softmax(scores)
 
     def pool(self, values: Tensor, scores: Tensor, offsets: Tensor, query: Tensor) -> Tensor:
         """Slot ``sequence``: return one vector a history, by default the sum of its values times their scores.
@@ -230,6 +233,22 @@ class Gate(nn.Module):
             "saturation": float(((m < 0.05) | (m > 0.95)).float().mean()),
             "entropy": float(entropy.mean()),
         }
+
+
+def present_softmax(scores: Tensor) -> Tensor:
+    """Return the softmax over the keys that are present: zeros, not NaN, where none is.
+
+    Args:
+        scores: (..., L); -inf where a key is absent.
+
+    Example:
+        >>> none, half = [-torch.inf] * 3, [1.0, 1.0, -torch.inf]
+        >>> present_softmax(torch.tensor([none, half]))
+        tensor([[0.0000, 0.0000, 0.0000],
+                [0.5000, 0.5000, 0.0000]])
+    """
+    nothing = scores.isneginf().all(-1, keepdim=True)
+    return scores.masked_fill(nothing, 0).softmax(-1).masked_fill(nothing, 0)
 
 
 def _describe_weights(weights: Tensor) -> dict[str, float]:

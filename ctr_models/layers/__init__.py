@@ -2,6 +2,7 @@
 
 from ctr_models.layers.attention import SelfAttention
 from ctr_models.layers.cross import CrossNetwork, VectorCrossNetwork
+from ctr_models.layers.exits import Exits, ExitsConfig, Passage
 from ctr_models.layers.experts import Experts
 from ctr_models.layers.fusion import BilinearFusion
 from ctr_models.layers.gated_embedding import GatedEmbedding
@@ -12,10 +13,13 @@ __all__ = [
     "MLP",
     "BilinearFusion",
     "CrossNetwork",
+    "Exits",
+    "ExitsConfig",
     "Experts",
     "GatedEmbedding",
     "InnerProducts",
     "MLPConfig",
+    "Passage",
     "SelfAttention",
     "VectorCrossNetwork",
     "pairwise",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ctr_models.batch import Batch
 from ctr_models.gates.base import GateSpec
+from ctr_models.layers.exits import Exits, ExitsConfig
 from ctr_models.layers.gated_embedding import GatedEmbedding
 from ctr_models.layers.mlp import MLP, MLPConfig
 from ctr_models.model import CTRModel, ModelConfig, register_model
@@ -19,11 +21,16 @@ class DNNConfig(ModelConfig):
     """Settings of ``dnn``."""
 
     mlp: MLPConfig = MLPConfig()
+    exits: ExitsConfig = ExitsConfig()
+    """The price of depth, where slot ``depth`` has a gate."""
 
 
 @register_model("dnn")
 class DNN(CTRModel):
     """logit = MLP(e) over the concatenated embeddings.
+
+    With a gate in slot ``depth`` the MLP has an exit behind every hidden layer, and a row leaves it where the gate
+    says that more layers are not worth their cost (:class:`ctr_models.layers.Exits`).
 
     Example:
         >>> from ctr_models import create_model, example_batch
@@ -33,14 +40,48 @@ class DNN(CTRModel):
     """
 
     Config = DNNConfig
-    default_gates: ClassVar[Mapping[str, str]] = {"field": "none", "feature": "none"}
+    config: DNNConfig
+    default_gates: ClassVar[Mapping[str, str]] = {"field": "none", "feature": "none", "depth": "none"}
 
     def __init__(self, config: DNNConfig, schema: Schema, gates: Mapping[str, GateSpec]) -> None:
         super().__init__(config, schema, gates)
         self.inputs = GatedEmbedding(schema, gates, std=config.embedding_std)
         self.mlp = MLP(self.inputs.width, config.mlp, outputs=1)
+        depth = gates["depth"]
+        self.exits = None if depth.name == "none" else Exits(self.mlp, depth, config.exits)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits, (B,)."""
         (x,) = self.inputs(batch)  # (B, D)
-        return self.mlp(x).squeeze(1)
+        if self.exits is None:
+            return self.mlp(x).squeeze(1)
+        # Leaving out layers row by row is no program of fixed steps.
+        if self.training or torch.compiler.is_compiling():
+            return self.exits(self.mlp, x).taken()
+        return self.exits.early(self.mlp, x)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the training loss and the logits, (B,); with exits, their expected loss and cost."""
+        if self.exits is None:
+            return super().loss(batch)
+        (x,) = self.inputs(batch)
+        passage = self.exits(self.mlp, x)
+        loss = self.exits.loss(passage, batch.label)
+        for gate in self.gates():
+            loss = loss + gate.penalty().to(loss.device)
+        return loss, passage.taken()
+
+    @torch.no_grad()
+    def telemetry(self, batch: Batch) -> dict[str, dict[str, float]]:
+        """Describe the gates, and each exit's share and calibration as ``exits.<number>``."""
+        seen = super().telemetry(batch)
+        if self.exits is None:
+            return seen
+        was_training = self.training
+        try:
+            self.eval()
+            (x,) = self.inputs(batch)
+            told = self.exits.report(self.exits(self.mlp, x), batch.label)
+        finally:
+            self.train(was_training)
+        return seen | {f"exits.{name}": figures for name, figures in told.items()}
