@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import os
 import shutil
@@ -15,7 +17,8 @@ from pathlib import Path
 def atomic_directory(final: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes ``final`` when the block ends well, and vanishes when it doesn't.
 
-    A reader sees the old folder, none, or the new one whole. An existing ``final`` is replaced.
+    A reader sees the old folder or the new one whole; so does who comes after a crash. (File systems that can't
+    exchange two names show no folder for an instant.)
 
     Args:
         final: where the folder shall stand; missing parents are made.
@@ -44,20 +47,31 @@ def atomic_directory(final: Path) -> Iterator[Path]:
 
 
 def _replace_directory(aside: Path, final: Path) -> None:
-    """Rename ``aside`` to ``final``, moving an older folder out of the way first."""
-    if not final.exists():
-        try:
-            os.rename(aside, final)
-            return
-        except OSError:
-            if not final.exists():
-                raise
-    old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
+    """Rename ``aside`` to ``final``; what stands there already changes places with it."""
     try:
-        os.rename(final, old / "was")
         os.rename(aside, final)
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        if not _exchange(aside, final):
+            old = aside.with_suffix(".old")
+            os.rename(final, old)
+            try:
+                os.rename(aside, final)
+            except OSError:
+                os.rename(old, final)
+                raise
+            os.rename(old, aside)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change names at one stroke; False where kernel, C library or file system can't."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:

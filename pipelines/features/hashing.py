@@ -96,19 +96,18 @@ def _text_hash(array: pa.Array) -> np.ndarray:
     return mix(out)
 
 
-_POWERS = [np.ones(1, dtype=np.uint64), np.ones(1, dtype=np.uint64)]
+_kept = (np.ones(1, dtype=np.uint64), np.ones(1, dtype=np.uint64))
 
 
 def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return P^0..P^size and their inverses modulo 2^64."""
-    if len(_POWERS[0]) <= size:
+    global _kept
+    powers = _kept  # read once: another thread may put a smaller pair there
+    if len(powers[0]) <= size:
         length = 1 << (size + 1).bit_length()
-        grown = []
-        for factor in (_P, _P_INVERSE):
-            steps = np.full(length, factor, dtype=np.uint64)
-            steps[0] = 1
-            grown.append(np.cumprod(steps))
-        if length > 4 * _BLOCK:  # for one giant text: not worth keeping
-            return grown[0], grown[1]
-        _POWERS[:] = grown
-    return _POWERS[0], _POWERS[1]
+        steps = np.array([[_P], [_P_INVERSE]], dtype=np.uint64).repeat(length, axis=1)
+        steps[:, 0] = 1
+        powers = np.cumprod(steps[0]), np.cumprod(steps[1])
+        if length <= 4 * _BLOCK:  # more is for one giant text: not worth keeping
+            _kept = powers
+    return powers

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from pipelines.features import files
 from pipelines.features.files import atomic_directory, atomic_write, sha256_file, sha256_tree
 
 
@@ -45,6 +47,39 @@ def test_a_directory_is_replaced(tmp_path: Path) -> None:
             (folder / text).write_text(text)
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_the_old_directory_outlives_a_rename_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    with atomic_directory(tmp_path / "a") as folder:
+        (folder / "x").write_text("old")
+    if not can_exchange:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    rename, seen = os.rename, []
+
+    def watched(source: Path, target: Path) -> None:
+        seen.append((tmp_path / "a" / "x").exists())
+        if Path(target) == tmp_path / "a" and len(seen) == 3:
+            raise PermissionError
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", watched)
+    if can_exchange:
+        with atomic_directory(tmp_path / "a") as folder:
+            (folder / "x").write_text("new")
+        assert seen == [True]
+    else:
+        with pytest.raises(PermissionError), atomic_directory(tmp_path / "a") as folder:
+            (folder / "x").write_text("new")
+    assert (tmp_path / "a" / "x").read_text() == ("new" if can_exchange else "old")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_directory_is_replaced_without_an_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    test_a_directory_is_replaced(tmp_path)
 
 
 def test_atomic_write_replaces_and_leaves_no_crumbs(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.features import hashing
 from pipelines.features.hashing import mix, stable_hash
 
 P, M = 0x9E3779B97F4A7C15, 2**64
@@ -47,6 +48,25 @@ def test_giant_texts_pass_the_block() -> None:
     hashed = stable_hash(pl.Series(["a", giant, "b", giant]))
     assert hashed[0] == stable_hash(pl.Series(["a"]))[0]
     assert hashed[1] == hashed[3] != hashed[2]
+
+
+def test_threads_do_not_take_each_others_powers(monkeypatch: pytest.MonkeyPatch) -> None:
+    short, long = pl.Series(["a"]), pl.Series(["b" * 2000])
+    expected = stable_hash(short)[0], stable_hash(long)[0]
+    cumprod = np.cumprod
+
+    def interrupted(steps: np.ndarray) -> np.ndarray:
+        """While the long text's powers are made, another thread needs and keeps those of a short one."""
+        powers = cumprod(steps)
+        if len(steps) > 1000:
+            monkeypatch.setattr(np, "cumprod", cumprod)
+            monkeypatch.setattr(hashing, "_kept", (np.ones(1, dtype=np.uint64),) * 2)
+            assert stable_hash(short)[0] == expected[0]
+        return powers
+
+    monkeypatch.setattr(hashing, "_kept", (np.ones(1, dtype=np.uint64),) * 2)
+    monkeypatch.setattr(np, "cumprod", interrupted)
+    assert stable_hash(long)[0] == expected[1]
 
 
 def test_integers_and_floats_hash_their_bits() -> None:
