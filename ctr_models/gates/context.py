@@ -63,7 +63,7 @@ class GateContext(nn.Module):
     Args:
         schema: what the batch holds.
         gate: the gate; one whose config has no ``context`` gets none.
-        embedding: the model's own embedding, for ``tables: shared``.
+        embedding: the model's own embedding, whose fields the context may name; ``tables: shared`` reads them.
         std: standard deviation of the initial vectors of own tables.
         prefix: put before the names of own tables.
 
@@ -77,7 +77,8 @@ class GateContext(nn.Module):
         super().__init__()
         config = gate.config()
         word = getattr(config, "context", "self")
-        self.names = () if word in INNER else _field_names(schema, word, f"gate {gate.name}: context")
+        embedded = schema.only(embedding.names)
+        self.names = () if word in INNER else _field_names(embedded, word, f"gate {gate.name}: context")
         self.width = 0
         self.embedding: FeatureEmbedding | None = None
         if not self.names:

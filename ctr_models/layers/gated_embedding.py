@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ class GatedEmbedding(nn.Module):
         std: standard deviation of the initial embeddings.
         streams: number of streams, each with its own feature gate.
         prefix: put before table names.
+        fields: the fields to embed; all by default.
 
     Raises:
         ConfigError: a field gate where fields differ in dimension; a context that the schema does not hold.
@@ -36,11 +37,18 @@ class GatedEmbedding(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, gates: Mapping[str, GateSpec], *, std: float, streams: int = 1, prefix: str = ""
+        self,
+        schema: Schema,
+        gates: Mapping[str, GateSpec],
+        *,
+        std: float,
+        streams: int = 1,
+        prefix: str = "",
+        fields: Collection[str] | None = None,
     ) -> None:
         super().__init__()
         none = GateSpec(name="none")
-        self.embedding = FeatureEmbedding(schema, std=std, prefix=prefix)
+        self.embedding = FeatureEmbedding(schema, std=std, prefix=prefix, fields=fields)
         self.width, self.fields = self.embedding.width, len(self.embedding.names)
 
         field = gates.get("field", none)

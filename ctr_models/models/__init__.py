@@ -1,6 +1,7 @@
 """The models, one file each. Importing this package registers them."""
 
 from ctr_models.models.autoint import AutoInt
+from ctr_models.models.aw_moe import AWMoE
 from ctr_models.models.dcn import DCN
 from ctr_models.models.dcnv2 import DCNV2
 from ctr_models.models.deepfm import DeepFM
@@ -13,6 +14,7 @@ from ctr_models.models.gdcn import GDCN
 from ctr_models.models.ipnn import IPNN
 from ctr_models.models.lr import LR
 from ctr_models.models.masknet import MaskNet
+from ctr_models.models.optinter import OptInter
 
 __all__ = [
     "DCN",
@@ -23,9 +25,11 @@ __all__ = [
     "GDCN",
     "IPNN",
     "LR",
+    "AWMoE",
     "AutoInt",
     "DeepFM",
     "DualMLP",
     "FinalMLP",
     "MaskNet",
+    "OptInter",
 ]
