@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from ctr_models.errors import ConfigError
 from ctr_models.gates import GateShape, GateSpec
@@ -41,3 +42,37 @@ def test_a_wrong_gate_is_explained(given: object, message: str) -> None:
 def test_a_slot_that_does_not_fit_names_those_that_do() -> None:
     with pytest.raises(ConfigError, match=r"it fits \['feature', 'field'\]; this slot takes .*'sigmoid'"):
         GateSpec(name="sigmoid2").build(GateShape(slot="cross", width=4))
+
+
+def test_a_query_without_keys_gets_zeros_and_passes_no_nan_back() -> None:
+    gate = GateSpec(name="none").build(GateShape(slot="attention", width=4, context=3, heads=1))
+    scores = torch.tensor([[0.0, 0.0, -torch.inf], [-torch.inf] * 3]).view(1, 1, 2, 3).requires_grad_()
+    weights = gate.attend(scores, torch.zeros(1, 2, 3))
+    assert weights.flatten(0, 2).tolist() == [[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
+    (weights * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert scores.grad is not None
+    torch.testing.assert_close(scores.grad.flatten(0, 2), torch.tensor([[-0.25, 0.25, 0.0], [0.0, 0.0, 0.0]]))
+
+
+def test_a_history_is_pooled_by_its_scores() -> None:
+    gate = GateSpec(name="none").build(GateShape(slot="sequence", width=2))
+    values = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    pooled = gate.pool(values, torch.tensor([2.0, 3.0, 5.0]), torch.tensor([0, 0, 2, 3]), torch.zeros(3, 2))
+    assert pooled.tolist() == [[0.0, 0.0], [2.0, 3.0], [5.0, 5.0]]
+
+
+def test_the_telemetry_of_weights_by_hand() -> None:
+    gate = GateSpec(name="none").build(GateShape(slot="expert", width=4, choices=2))
+    told = gate.telemetry(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    assert told == pytest.approx(
+        {
+            "mean": 0.5,
+            "std": 0.125**0.5,
+            "saturation": 0.5,
+            "entropy": 0.5,
+            "zeros": 0.25,
+            "importance": 0.25,
+            "choice_0": 0.75,
+            "choice_1": 0.25,
+        }
+    )
