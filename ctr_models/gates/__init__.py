@@ -23,22 +23,30 @@ A gate of your own takes ten lines, and fits every slot that it lists:
 """
 
 from ctr_models.gates.adaptive_depth import AdaptiveDepthGate
+from ctr_models.gates.annealed import AnnealedGate
 from ctr_models.gates.attention_weighted import AttentionWeightedGate
 from ctr_models.gates.base import GATES, SLOTS, Gate, GateConfig, GateShape, GateSpec, Slot, register_gate
 from ctr_models.gates.clipped_softmax import ClippedSoftmaxGate
 from ctr_models.gates.comet import CometGate
 from ctr_models.gates.context import ContextConfig
+from ctr_models.gates.cross_stream import CrossStreamGate
+from ctr_models.gates.geglu import GeGLUGate
 from ctr_models.gates.gumbel import GumbelGate
+from ctr_models.gates.hard_concrete import HardConcreteGate
 from ctr_models.gates.linear_attention import LinearAttentionGate
+from ctr_models.gates.mixer import MixerGate
 from ctr_models.gates.noisy_topk import NoisyTopKGate
 from ctr_models.gates.none import NoGate
 from ctr_models.gates.recency import RecencyGate
 from ctr_models.gates.recursive import RecursiveGate
 from ctr_models.gates.sdpa_head import SDPAHeadGate
+from ctr_models.gates.selection import SelectionGate
 from ctr_models.gates.sigmoid import SigmoidGate
 from ctr_models.gates.sigmoid2 import Sigmoid2Gate
+from ctr_models.gates.simple import SimpleGate
 from ctr_models.gates.softmax import SoftmaxGate
 from ctr_models.gates.squeeze_excite import SqueezeExciteGate
+from ctr_models.gates.swiglu import SwiGLUGate
 from ctr_models.gates.temperature import TemperatureGate
 from ctr_models.gates.topk import TopKGate
 
@@ -46,26 +54,34 @@ __all__ = [
     "GATES",
     "SLOTS",
     "AdaptiveDepthGate",
+    "AnnealedGate",
     "AttentionWeightedGate",
     "ClippedSoftmaxGate",
     "CometGate",
     "ContextConfig",
+    "CrossStreamGate",
     "Gate",
     "GateConfig",
     "GateShape",
     "GateSpec",
+    "GeGLUGate",
     "GumbelGate",
+    "HardConcreteGate",
+    "MixerGate",
     "LinearAttentionGate",
     "NoGate",
     "NoisyTopKGate",
     "RecencyGate",
     "RecursiveGate",
     "SDPAHeadGate",
+    "SelectionGate",
     "Sigmoid2Gate",
     "SigmoidGate",
+    "SimpleGate",
     "Slot",
     "SoftmaxGate",
     "SqueezeExciteGate",
+    "SwiGLUGate",
     "TemperatureGate",
     "TopKGate",
     "register_gate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -125,7 +126,9 @@ class Gate(nn.Module):
     slots: ClassVar[frozenset[str]] = frozenset()
     Config: ClassVar[type[GateConfig]] = GateConfig
     bound: ClassVar[float] = 1.0
-    """Upper end of the mask's range [0, bound]."""
+    """Upper end of the mask's range [floor, bound]; may be infinite."""
+    floor: ClassVar[float] = 0.0
+    """Lower end of the mask's range."""
     simplex: ClassVar[bool] = True
     """Slots expert and interaction: the weights of a row are non-negative and add up to 1."""
     recalls: ClassVar[bool] = False
@@ -220,11 +223,11 @@ class Gate(nn.Module):
         The entropy is binary, of each value. In slots ``expert`` and ``interaction`` it is that of each row's
         weights, and there are besides: ``zeros``, the share of weights that are exactly 0; ``importance``, the
         squared coefficient of variation of the choices' total weights, 0 when all are used alike; ``choice_0`` and
-        so on, the mean weight of each.
+        so on, the mean weight of each. Ends are 0 and ``bound``, or 2 where that is infinite: 1 is in the middle.
         """
         if self.shape.slot in ("expert", "interaction"):
             return _describe_weights(mask.detach().float())
-        m = mask.detach().float() / self.bound
+        m = (mask.detach().float() / (self.bound if math.isfinite(self.bound) else 2)).clamp(0, 1)
         p = m.clamp(1e-7, 1 - 1e-7)
         entropy = -(p * p.log2() + (1 - p) * (1 - p).log2())
         return {

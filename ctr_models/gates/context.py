@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ctr_models.batch import Batch
 from ctr_models.embeddings import Embedded, FeatureEmbedding
 from ctr_models.errors import ConfigError, nearest
-from ctr_models.gates.base import GateConfig, GateSpec
+from ctr_models.gates.base import GateConfig, GateShape, GateSpec
 from ctr_models.schema import DenseField, IdField, Schema
 
 ROLES = ("user", "item", "context")
@@ -97,6 +97,20 @@ class GateContext(nn.Module):
         if self.embedding is not None:
             return self.embedding(batch).flat
         return torch.cat([embedded.field(n) for n in self.names], dim=1)
+
+
+def require_context(config: ContextConfig, shape: GateShape) -> None:
+    """Refuse a context that the gate would have to find in itself, where it knows ``self`` alone.
+
+    Raises:
+        ConfigError: the model supplies none and the config does not say ``self``.
+    """
+    if not shape.context and config.context != "self":
+        raise ConfigError(
+            f"context {config.context!r} has to be supplied by the model, which gives none here",
+            where=f"model.gates.{shape.slot}",
+            remedy="use 'self', a role or names of fields",
+        )
 
 
 def _field_names(schema: Schema, word: str, where: str) -> tuple[str, ...]:

@@ -6,9 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ctr_models.errors import ConfigError
 from ctr_models.gates.base import Gate, GateShape, register_gate
-from ctr_models.gates.context import ContextConfig
+from ctr_models.gates.context import ContextConfig, require_context
 from ctr_models.layers.mlp import linear
 
 
@@ -41,12 +40,7 @@ class SqueezeExciteGate(Gate):
 
     def __init__(self, config: SqueezeExciteConfig, shape: GateShape) -> None:
         super().__init__(config, shape)
-        if not shape.context and config.context != "self":
-            raise ConfigError(
-                f"context {config.context!r} has to be supplied by the model, which gives none here",
-                where=f"model.gates.{shape.slot}",
-                remedy="use 'self', a role or names of fields",
-            )
+        require_context(config, shape)
         hidden = max(2, shape.fields // config.reduction)
         self.squeeze = linear(shape.fields + shape.context, hidden, bias=False)
         self.excite = linear(hidden, shape.fields, bias=False)
