@@ -2,7 +2,6 @@
 
 from ctr_models.models.autoint import AutoInt
 from ctr_models.models.aw_moe import AWMoE
-from ctr_models.models.aw_moe import AWMoE
 from ctr_models.models.dcn import DCN
 from ctr_models.models.dcnv2 import DCNV2
 from ctr_models.models.deepfm import DeepFM
@@ -26,7 +25,6 @@ __all__ = [
     "GDCN",
     "IPNN",
     "LR",
-    "AWMoE",
     "AWMoE",
     "AutoInt",
     "DeepFM",
