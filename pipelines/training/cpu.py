@@ -38,11 +38,11 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class FastLinear(nn.Linear):
-    """nn.Linear by oneDNN, for (B, I) float32 on CPU; anything else goes the usual way."""
+    """nn.Linear by oneDNN, for (B, I) float32 on CPU, B above 0; anything else goes the usual way."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (B, I) to (B, O)."""
-        if input.ndim != 2 or input.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        if input.ndim != 2 or not len(input) or input.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         return _Product.apply(input, self.weight, self.bias)
 

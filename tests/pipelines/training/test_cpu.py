@@ -39,7 +39,7 @@ def test_freed_memory_is_used_again():
 
 @avx512
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(64, 24, 40), (1, 7, 1), (33, 5, 3), (2, 1, 9)])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(64, 24, 40), (1, 7, 1), (33, 5, 3), (2, 1, 9), (0, 4, 3)])
 def test_linear_is_linear(rows, inputs, outputs, bias):
     torch.manual_seed(0)
     plain, fast = nn.Linear(inputs, outputs, bias=bias), FastLinear(inputs, outputs, bias=bias)
