@@ -25,7 +25,9 @@ def main(
     data: Annotated[
         Path, typer.Option(help="Folder of Frappe_x1 or MovieLens-1M, or one that holds frappe/ and movielens_1m/.")
     ],
-    dataset: Annotated[str, typer.Option(help="frappe_x1 or movielens_1m; told from the files.")] = "",
+    dataset: Annotated[
+        str, typer.Option(help="frappe_x1, movielens_1m (both told from the files) or movielens_1m_history.")
+    ] = "",
     models: Annotated[str, typer.Option(help="Comma-separated; all that have published settings.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each model.")] = 3,
     workdir: Annotated[Path, typer.Option(help="Encoded features and finished trainings.")] = Path("runs/accuracy"),

@@ -22,12 +22,14 @@ def test_every_file_is_a_valid_configuration(file):
     assert config.train.batch_size == 4096
 
 
-def test_both_data_sets_are_there():
+def test_all_data_sets_are_there():
     names = {f"{f.parent.name}/{f.stem}" for f in FILES}
     models = {"lr", "fm", "deepfm", "ipnn", "dcn", "dcnv2", "gcn", "gdcn_p", "dnn", "masknet"}
     models |= {"autoint", "autoint_plus", "finalmlp"}
     for folder in ("frappe_x1", "movielens_1m"):
         assert {f"{folder}/{m}" for m in models} <= names
+    histories = {"din", "aw_moe", "dnn_mean", "dnn", "dcnv2", "finalmlp"}
+    assert {f"movielens_1m_history/{m}" for m in histories} <= names
 
 
 BARS = [
