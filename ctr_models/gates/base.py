@@ -221,9 +221,10 @@ class Gate(nn.Module):
         """Describe a mask: mean, standard deviation, share of values at either end, entropy in bits.
 
         The entropy is binary, of each value. In slots ``expert`` and ``interaction`` it is that of each row's
-        weights, and there are besides: ``zeros``, the share of weights that are exactly 0; ``importance``, the
-        squared coefficient of variation of the choices' total weights, 0 when all are used alike; ``choice_0`` and
-        so on, the mean weight of each. Ends are 0 and ``bound``, or 2 where that is infinite: 1 is in the middle.
+        shares, a share being the size of a weight over that of all, and there are besides: ``zeros``, how many
+        weights are exactly 0; ``importance``, the squared coefficient of variation of the choices' mean shares, 0
+        when all are used alike; ``choice_0`` and so on, the mean weight of each. Ends are 0 and ``bound``, or 2
+        where that is infinite: 1 is in the middle.
         """
         if self.shape.slot in ("expert", "interaction"):
             return _describe_weights(mask.detach().float())
@@ -257,15 +258,15 @@ def present_softmax(scores: Tensor) -> Tensor:
 def _describe_weights(weights: Tensor) -> dict[str, float]:
     shares = weights.abs() / weights.abs().sum(1, keepdim=True).clamp_min(1e-12)  # (B, K)
     entropy = -(shares * shares.clamp_min(1e-12).log2()).sum(1)
-    means = weights.mean(0)
+    uses = shares.mean(0)
     return {
         "mean": float(weights.mean()),
         "std": float(weights.std(correction=0)),
         "saturation": float(((shares < 0.05) | (shares > 0.95)).float().mean()),
         "entropy": float(entropy.mean()),
         "zeros": float((weights == 0).float().mean()),
-        "importance": float(means.var(correction=0) / means.mean().square().clamp_min(1e-12)),
-        **{f"choice_{k}": float(mean) for k, mean in enumerate(means)},
+        "importance": float(uses.var(correction=0) / uses.mean().square().clamp_min(1e-12)),
+        **{f"choice_{k}": float(mean) for k, mean in enumerate(weights.mean(0))},
     }
 
 

@@ -21,7 +21,7 @@ class CometConfig(GateConfig):
     """Trees, and the number of experts that a row uses once every node has made up its mind."""
     band: float = Field(1.0, gt=0)
     """Width of the range in which a node is undecided."""
-    entropy: float = Field(0.1, ge=0)
+    entropy: float = Field(0.01, ge=0)
     """Weight of the trees' entropy, which drives nodes out of their band."""
     local_search: float = Field(0.0, ge=0, lt=1)
     """Share of the training in which the order of the experts at the leaves is searched; 0 leaves it as it is."""

@@ -76,3 +76,9 @@ def test_the_telemetry_of_weights_by_hand() -> None:
             "choice_1": 0.25,
         }
     )
+
+
+def test_weights_of_either_sign_are_used_by_their_size() -> None:
+    gate = GateSpec(name="none").build(GateShape(slot="expert", width=4, choices=2))
+    told = gate.telemetry(torch.tensor([[1.0, -1.0], [-2.0, 2.0]]))
+    assert (told["importance"], told["entropy"], told["choice_0"]) == (0.0, 1.0, -0.5)

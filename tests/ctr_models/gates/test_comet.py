@@ -98,7 +98,7 @@ def test_the_entropy_penalty_by_hand() -> None:
 
 
 def test_the_entropy_penalty_makes_trees_decide() -> None:
-    g, x = gate(choices=4, width=3), torch.randn(64, 3)
+    g, x = gate(choices=4, width=3, entropy=0.1), torch.randn(64, 3)
     optimizer = torch.optim.Adam(g.train().parameters(), lr=0.1)
     assert ((g.eval()(x) > 0).sum(1) == 4).all()
     g.train()
