@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +141,9 @@ def fingerprint(source: str, options: BaseModel, files: Sequence[Path]) -> str:
         digest.update(f"{size}\n".encode())
         with open(path, "rb") as file:
             if size <= _WHOLE:
-                while block := file.read(_EDGE):
-                    digest.update(block)
+                with ThreadPoolExecutor() as pool:  # reading and hashing both let other threads run
+                    for part in pool.map(partial(_hash_block, file.fileno()), range(0, size, _EDGE)):
+                        digest.update(part)
                 continue
             starts = [_EDGE + (size - 2 * _EDGE) * i // _BLOCKS for i in range(_BLOCKS)]
             digest.update(file.read(_EDGE))
@@ -149,6 +153,10 @@ def fingerprint(source: str, options: BaseModel, files: Sequence[Path]) -> str:
             file.seek(size - _EDGE)
             digest.update(file.read(_EDGE))
     return digest.hexdigest()[:32]
+
+
+def _hash_block(file: int, start: int) -> bytes:
+    return hashlib.sha256(os.pread(file, _EDGE, start)).digest()
 
 
 def scan_parquet(files: Sequence[Path]) -> pl.LazyFrame:
