@@ -13,10 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctr_models.batch import Batch
+from ctr_models.embeddings import FeatureEmbedding
 from ctr_models.errors import ConfigError, explain, nearest
 from ctr_models.gates.base import Gate, GateSpec
+from ctr_models.layers.selection import SearchedSelection, Selection
 from ctr_models.registry import Registry
 from ctr_models.schema import Schema
+
+SELECTION = "selection"
+"""The slot that every model has; see :meth:`CTRModel.select`."""
 
 
 class ModelConfig(BaseModel):
@@ -56,12 +61,13 @@ class ModelSpec(BaseModel):
             model = MODELS[name]
         if not isinstance(gates, Mapping):
             raise ConfigError(f"expected slot: gate, got {gates!r}", where="model.gates")
+        slots = (*model.default_gates, SELECTION)
         for slot in gates:
-            if slot not in model.default_gates:
+            if slot not in slots:
                 raise ConfigError(
                     f"model {name!r} has no gate slot {slot!r}",
                     where=f"model.gates.{slot}",
-                    remedy=nearest(slot, model.default_gates),
+                    remedy=nearest(slot, slots),
                 )
         parsed: dict[str, GateSpec] = {}
         for slot, gate in gates.items():
@@ -86,13 +92,17 @@ class ModelSpec(BaseModel):
 
     @property
     def all_gates(self) -> dict[str, GateSpec]:
-        """The gate in every slot of the model, defaults included."""
+        """The gate in every slot of the model, defaults included; slot ``selection`` only if it is given."""
         defaults = {slot: GateSpec.parse(gate) for slot, gate in MODELS[self.name].default_gates.items()}
         return {**defaults, **self.gates}
 
     def build(self, schema: Schema) -> CTRModel:
         """Make the model for these inputs."""
-        return MODELS[self.name](self.config(), schema, self.all_gates)
+        model = MODELS[self.name](self.config(), schema, self.all_gates)
+        gate = self.gates.get(SELECTION)
+        if gate is not None and gate.name != "none":
+            model.select(SearchedSelection(schema, gate))
+        return model
 
 
 @contextmanager
@@ -127,6 +137,7 @@ class CTRModel(nn.Module):
     def __init__(self, config: ModelConfig, schema: Schema, gates: Mapping[str, GateSpec]) -> None:
         super().__init__()
         self.config, self.schema, self.gate_specs = config, schema, dict(gates)
+        self.selection: Selection | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits, (B,) float32."""
@@ -139,10 +150,25 @@ class CTRModel(nn.Module):
 
     def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the cross-entropy of these logits plus the gates' penalties, for a model that adds its own."""
-        loss = F.binary_cross_entropy_with_logits(logits.float(), batch.label)
+        return self.penalized(F.binary_cross_entropy_with_logits(logits.float(), batch.label))
+
+    def penalized(self, loss: Tensor) -> Tensor:
+        """Return a loss plus what the gates and the selection ask for."""
         for gate in self.gates():
             loss = loss + gate.penalty().to(loss.device)
-        return loss
+        return loss if self.selection is None else loss + self.selection.penalty().to(loss.device)
+
+    def select(self, selection: Selection) -> None:
+        """Mask every feature value, in each of the model's embeddings, the linear term's included.
+
+        So a value can be masked out of a model that knows nothing of it: what is dropped has no weight left.
+        """
+        if self.selection is not None:
+            raise ValueError("the model has a selection already")
+        for module in self.modules():
+            if isinstance(module, FeatureEmbedding):
+                module.mask(selection)
+        self.selection = selection
 
     def gates(self) -> list[Gate]:
         """Return every gate in the model."""

@@ -41,12 +41,19 @@ class IdField(BaseModel):
     max_length: int = 1
     of: tuple[str, ...] = ()
     """For a cross: the fields whose values together are its own."""
+    rank: int | None = None
+    """Dimension of the table's rows where that is not ``dim``: a linear layer takes each vector to ``dim``."""
 
     @model_validator(mode="after")
     def _own_table(self) -> IdField:
         if not self.table:
             object.__setattr__(self, "table", self.name)
         return self
+
+    @property
+    def stored(self) -> int:
+        """Dimension of the table's rows."""
+        return self.rank or self.dim
 
 
 class Schema(BaseModel):
@@ -88,9 +95,10 @@ class Schema(BaseModel):
         twice = {n for n in names if names.count(n) > 1}
         if twice:
             raise ValueError(f"field names appear twice: {sorted(twice)}")
-        tables: dict[str, tuple[int, int]] = {}
+        tables: dict[str, tuple[int, int, int]] = {}
         for f in (*self.sparse, *self.sequences):
-            if tables.setdefault(f.table, (f.rows, f.dim)) != (f.rows, f.dim):
+            size = (f.rows, f.dim, f.stored)
+            if tables.setdefault(f.table, size) != size:
                 raise ValueError(f"fields of table {f.table!r} differ in rows or dim")
         for f in self.sequences:
             if f.target is not None and f.target not in names:
@@ -162,6 +170,6 @@ class Schema(BaseModel):
         """Return the same fields with one embedding dimension."""
         return Schema(
             dense=tuple(f.model_copy(update={"dim": dim}) for f in self.dense),
-            sparse=tuple(f.model_copy(update={"dim": dim}) for f in self.sparse),
-            sequences=tuple(f.model_copy(update={"dim": dim}) for f in self.sequences),
+            sparse=tuple(f.model_copy(update={"dim": dim, "rank": None}) for f in self.sparse),
+            sequences=tuple(f.model_copy(update={"dim": dim, "rank": None}) for f in self.sequences),
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from ctr_models.batch import Batch
+from ctr_models.embeddings.alignment import Alignment
 from ctr_models.errors import ConfigError, nearest
 from ctr_models.schema import IdField, Schema
 
@@ -63,6 +65,7 @@ class FeatureEmbedding(nn.Module):
         std: standard deviation of the initial vectors, which are N(0, std).
         prefix: put before table names, to tell a model's several embeddings apart.
         fields: the fields to embed; all by default.
+        unpooled: keep the tables of fields of several values in ``lookups`` too.
 
     Raises:
         ConfigError: ``fields`` names an unknown field, or none is left.
@@ -76,7 +79,13 @@ class FeatureEmbedding(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, *, std: float = 1e-4, prefix: str = "", fields: Collection[str] | None = None
+        self,
+        schema: Schema,
+        *,
+        std: float = 1e-4,
+        prefix: str = "",
+        fields: Collection[str] | None = None,
+        unpooled: bool = False,
     ) -> None:
         super().__init__()
         known = [f.name for f in schema.fields]
@@ -87,48 +96,14 @@ class FeatureEmbedding(nn.Module):
         if not kept.fields:
             raise ConfigError("no field to embed", where="model", remedy="give the model at least one feature")
         self.std, self.prefix = std, prefix
+        self._schema, self._kept = schema, kept
+        self._masks: tuple[Callable[[Batch], Mapping[str, Tensor]], ...] = ()  # in a tuple: no submodule
+        self.names = _order(kept)
+        self._build(unpooled)
+        self.align = Alignment((*kept.sparse, *kept.sequences), prefix)
+        self._plain = not len(self.align)
+        self.register_load_state_dict_pre_hook(_rehome)
 
-        history = {f.table for f in kept.sequences}
-        pooled = [f for f in kept.sparse if f.table not in history]
-        single = [f for f in kept.sparse if f.table in history]
-        init = partial(nn.init.normal_, std=std)
-        self.bags = (
-            EmbeddingBagCollection(
-                tables=[
-                    EmbeddingBagConfig(
-                        name=prefix + table,
-                        num_embeddings=users[0].rows,
-                        embedding_dim=users[0].dim,
-                        feature_names=[f.name for f in users],
-                        pooling=PoolingType.SUM,
-                        init_fn=init,
-                    )
-                    for table, users in _by_table(pooled).items()
-                ]
-            )
-            if pooled
-            else None
-        )
-        by_dim: dict[int, dict[str, list[IdField]]] = {}
-        for table, users in _by_table([*single, *kept.sequences]).items():
-            by_dim.setdefault(users[0].dim, {})[table] = users
-        self.lookups = nn.ModuleDict(
-            {
-                str(dim): EmbeddingCollection(
-                    tables=[
-                        EmbeddingConfig(
-                            name=prefix + table,
-                            num_embeddings=users[0].rows,
-                            embedding_dim=dim,
-                            feature_names=[f.name for f in users],
-                            init_fn=init,
-                        )
-                        for table, users in tables.items()
-                    ]
-                )
-                for dim, tables in by_dim.items()
-            }
-        )
         self.table_of: dict[str, str] = {prefix + f.table: f.table for f in (*kept.sparse, *kept.sequences)}
         """The schema's table by the name that it carries in the collections."""
 
@@ -143,26 +118,83 @@ class FeatureEmbedding(nn.Module):
             repeats = torch.tensor(columns).repeat_interleave(torch.tensor(self._dense_dims))
             self.register_buffer("_repeats", repeats, persistent=False)
 
-        self._bag_names = [f.name for users in _by_table(pooled).values() for f in users]
-        self._cuts = _cuts(
-            [f for users in _by_table(pooled).values() for f in users], [f.name for f in schema.sparse]
-        )
-        self._single = [(f.name, str(f.dim), f.kind) for f in single]
-        self._sequences = [(f.name, str(f.dim)) for f in kept.sequences]
         dims = {f.name: f.dim for f in kept.fields}
-        self.names: tuple[str, ...] = (
-            *(f.name for f in dense),
-            *self._bag_names,
-            *(f.name for f in single),
-            *(f.name for f in kept.sequences),
-        )
         self.dims: tuple[int, ...] = tuple(dims[n] for n in self.names)
+
+    def _build(self, unpooled: bool) -> None:
+        """Make the tables."""
+        schema, kept = self._schema, self._kept
+        apart = {f.table for f in kept.sequences}
+        apart |= {f.table for f in kept.sparse if f.kind == "multi"} if unpooled else set()
+        pooled = [f for f in kept.sparse if f.table not in apart]
+        single = [f for f in kept.sparse if f.table in apart]
+        init = partial(nn.init.normal_, std=self.std)
+        self.bags = (
+            EmbeddingBagCollection(
+                tables=[
+                    EmbeddingBagConfig(
+                        name=self.prefix + table,
+                        num_embeddings=users[0].rows,
+                        embedding_dim=users[0].stored,
+                        feature_names=[f.name for f in users],
+                        pooling=PoolingType.SUM,
+                        init_fn=init,
+                    )
+                    for table, users in _by_table(pooled).items()
+                ]
+            )
+            if pooled
+            else None
+        )
+        by_dim: dict[int, dict[str, list[IdField]]] = {}
+        for table, users in _by_table([*single, *kept.sequences]).items():
+            by_dim.setdefault(users[0].stored, {})[table] = users
+        self.lookups = nn.ModuleDict(
+            {
+                str(dim): EmbeddingCollection(
+                    tables=[
+                        EmbeddingConfig(
+                            name=self.prefix + table,
+                            num_embeddings=users[0].rows,
+                            embedding_dim=dim,
+                            feature_names=[f.name for f in users],
+                            init_fn=init,
+                        )
+                        for table, users in tables.items()
+                    ]
+                )
+                for dim, tables in by_dim.items()
+            }
+        )
+        bags = [f for users in _by_table(pooled).values() for f in users]
+        self.bag_names, self._bag_dims = [f.name for f in bags], [f.stored for f in bags]
+        self._cuts = _cuts(bags, [f.name for f in schema.sparse])
+        self._single = [(f.name, str(f.stored), f.kind) for f in single]
+        self._sequences = [(f.name, str(f.stored)) for f in kept.sequences]
+        self._multi_bags = [
+            (f.name, [g.name for g in schema.sparse].index(f.name)) for f in bags if f.kind == "multi"
+        ]
         self._pick_bags = _Pick([f.name for f in schema.sparse], [f.name for f in pooled])
         self._pick_lookups = nn.ModuleDict()
         for dim in by_dim:
             self._pick_lookups[str(dim)] = _PickBoth(
-                schema, [f.name for f in single if f.dim == dim], [f.name for f in kept.sequences if f.dim == dim]
+                schema,
+                [f.name for f in single if f.stored == dim],
+                [f.name for f in kept.sequences if f.stored == dim],
             )
+
+    def mask(self, masks: Callable[[Batch], Mapping[str, Tensor]]) -> None:
+        """Multiply every value's vector by a mask from now on, before several are pooled.
+
+        Args:
+            masks: returns for each id field the masks of a batch's values: (B, 1) of a categorical field, (T, 1) of
+                a field with T values in all. A module that is given stays outside this one.
+        """
+        if self._multi_bags:
+            weights = self.state_dict()
+            self._build(unpooled=True)
+            self.load_state_dict(weights)
+        self._masks, self._plain = (masks,), False
 
     @property
     def width(self) -> int:
@@ -180,6 +212,14 @@ class FeatureEmbedding(nn.Module):
             yield from self.bags.parameters()
         yield from self.lookups.parameters()
 
+    def tables(self) -> dict[str, nn.Parameter]:
+        """Return the weights of each of the schema's tables, (rows, d)."""
+        found = {}
+        for collection in (self.bags, *self.lookups.values()):
+            holder = getattr(collection, "embedding_bags", None) or getattr(collection, "embeddings", {})
+            found.update({self.table_of[name]: one.weight for name, one in holder.items()})
+        return found
+
     def dense_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the learned vectors of the numeric fields, an ordinary parameter that every rank holds."""
         if self.dense_vectors is not None:
@@ -190,29 +230,59 @@ class FeatureEmbedding(nn.Module):
         yield from self.table_parameters()
         yield from self.dense_parameters()
 
-    def forward(self, batch: Batch) -> Embedded:
-        """Return the batch's vectors."""
+    def look_up(self, batch: Batch) -> tuple[Tensor | None, dict[str, JaggedTensor]]:
+        """Return what ``bags`` holds, field by field, summed (B, S), and each field's vectors from ``lookups``."""
         # All look-ups are started before any result is read: sharded collections answer lazily.
         pooled = self.bags(self._pick_bags(batch.sparse)) if self.bags is not None else None
         looked_up = {
             dim: collection(self._pick_lookups[dim](batch.sparse, batch.sequences))
             for dim, collection in self.lookups.items()
         }
+        names = [*((name, dim) for name, dim, _ in self._single), *self._sequences]
+        vectors = {name: looked_up[dim][name] for name, dim in names}
+        return None if pooled is None else self._in_order(pooled), vectors
+
+    def forward(self, batch: Batch) -> Embedded:
+        """Return the batch's vectors."""
+        values, vectors = self.look_up(batch)
+        if not self._plain:
+            return self._by_field(batch, values, vectors)
         parts: list[Tensor] = []
         if self.dense_vectors is not None:
             parts.append(self._dense(batch.dense))
-        if pooled is not None:
-            values = self._in_order(pooled)
+        if values is not None:
             for start, stop, key in self._cuts:
                 part = values if len(self._cuts) == 1 else values[:, start:stop]
                 parts.append(part if key is None else part / _lengths(batch.sparse, key))
-        for name, dim, kind in self._single:
-            vectors = looked_up[dim][name]
-            parts.append(vectors.values() if kind == "categorical" else mean_pool(vectors))
-        sequences = {name: looked_up[dim][name] for name, dim in self._sequences}
-        parts.extend(mean_pool(vectors) for vectors in sequences.values())
+        for name, _, kind in self._single:
+            parts.append(vectors[name].values() if kind == "categorical" else mean_pool(vectors[name]))
+        sequences = {name: vectors[name] for name, _ in self._sequences}
+        parts.extend(mean_pool(own) for own in sequences.values())
         flat = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return Embedded(flat, self.names, self.dims, sequences)
+
+    def _by_field(self, batch: Batch, values: Tensor | None, vectors: dict[str, JaggedTensor]) -> Embedded:
+        """Mask and align what was looked up."""
+        masks = self._masks[0](batch) if self._masks else {}
+        parts: dict[str, Tensor] = {}
+        if self.dense_vectors is not None:
+            names = [f.name for f in self._kept.dense]
+            parts.update(zip(names, self._dense(batch.dense).split(self._dense_dims, dim=1), strict=True))
+        if values is not None:
+            parts.update(zip(self.bag_names, values.split(self._bag_dims, dim=1), strict=True))
+            for name, key in self._multi_bags:
+                parts[name] = parts[name] / _lengths(batch.sparse, key)
+            for name in self.bag_names:
+                parts[name] = self.align(name, parts[name] * masks[name] if masks else parts[name])
+        own: dict[str, JaggedTensor] = {}
+        for name, jagged in vectors.items():
+            x = self.align(name, jagged.values() * masks[name] if masks else jagged.values())
+            own[name] = JaggedTensor(values=x, lengths=jagged.lengths(), offsets=jagged.offsets())
+        for name, _, kind in self._single:
+            parts[name] = own[name].values() if kind == "categorical" else mean_pool(own[name])
+        sequences = {name: own[name] for name, _ in self._sequences}
+        parts.update({name: mean_pool(jagged) for name, jagged in sequences.items()})
+        return Embedded(torch.cat([parts[n] for n in self.names], dim=1), self.names, self.dims, sequences)
 
     def _dense(self, dense: Tensor) -> Tensor:
         if len(set(self._dense_dims)) > 1:
@@ -224,9 +294,9 @@ class FeatureEmbedding(nn.Module):
 
     def _in_order(self, pooled: KeyedTensor) -> Tensor:
         # Sharded by more than one scheme, a collection returns its fields scheme by scheme.
-        if list(pooled.keys()) == self._bag_names:
+        if list(pooled.keys()) == self.bag_names:
             return pooled.values()
-        return KeyedTensor.regroup([pooled], [self._bag_names])[0]
+        return KeyedTensor.regroup([pooled], [self.bag_names])[0]
 
 
 def mean_pool(vectors: JaggedTensor) -> Tensor:
@@ -262,6 +332,31 @@ def _cuts(fields: list[IdField], keys: list[str]) -> list[tuple[int, int, int | 
 def _lengths(ids: KeyedJaggedTensor, key: int) -> Tensor:
     """Return how many ids each row has under a key, at least 1, (B, 1)."""
     return ids.lengths().view(-1, ids.stride())[key].clamp(min=1).unsqueeze(1)
+
+
+def _order(schema: Schema) -> tuple[str, ...]:
+    """Return the fields as they stand in ``flat``: numbers, pooled tables, tables of sequences, sequences."""
+    history = {f.table for f in schema.sequences}
+    pooled = _by_table([f for f in schema.sparse if f.table not in history])
+    return (
+        *(f.name for f in schema.dense),
+        *(f.name for users in pooled.values() for f in users),
+        *(f.name for f in schema.sparse if f.table in history),
+        *(f.name for f in schema.sequences),
+    )
+
+
+def _rehome(module: FeatureEmbedding, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let weights go between two embeddings of which one keeps a table in ``bags`` and the other in ``lookups``."""
+    for name, weight in module.named_parameters():
+        place, _, table = name.removesuffix(".weight").rpartition(".")
+        if prefix + name in state or not place.endswith((".embedding_bags", ".embeddings")):
+            continue
+        width = weight.shape[1]
+        for other in ("bags.embedding_bags", f"lookups.{width}.embeddings"):
+            key = f"{prefix}{other}.{table}.weight"
+            if key in state:
+                state[prefix + name] = state.pop(key)
 
 
 def _by_table(fields: Collection[IdField]) -> dict[str, list[IdField]]:

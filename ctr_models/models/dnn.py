@@ -66,10 +66,7 @@ class DNN(CTRModel):
             return super().loss(batch)
         (x,) = self.inputs(batch)
         passage = self.exits(self.mlp, x)
-        loss = self.exits.loss(passage, batch.label)
-        for gate in self.gates():
-            loss = loss + gate.penalty().to(loss.device)
-        return loss, passage.taken()
+        return self.penalized(self.exits.loss(passage, batch.label)), passage.taken()
 
     @torch.no_grad()
     def telemetry(self, batch: Batch) -> dict[str, dict[str, float]]:

@@ -116,7 +116,7 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Mapping[str, Any], content: Mapping[str, Any]) -> None:
         """Write ``step-<step>``, then drop what is too old or no longer the best."""
-        save(self._directory / f"step-{step:010d}", tensors, content, self._me)
+        save(self._directory / step_name(step), tensors, content, self._me)
         if self._me.first:
             for old in self._steps()[: -self._keep]:
                 shutil.rmtree(old, ignore_errors=True)
@@ -155,6 +155,11 @@ class Checkpoints:
 
     def _steps(self) -> list[Path]:
         return sorted(self._directory.glob("step-*"))
+
+
+def step_name(step: int) -> str:
+    """Return the name of a step's checkpoint."""
+    return f"step-{step:010d}"
 
 
 def _has_content(step: Path) -> bool:

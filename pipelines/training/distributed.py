@@ -168,6 +168,12 @@ def check_sharding(model: nn.Module, config: TrainConfig, me: Ranks) -> None:
             where="train.averaging",
             remedy="set it to null, or train without torchrun",
         )
+    if any(name.startswith("selection.") for name, _ in model.named_parameters()):
+        raise ConfigError(
+            "values are selected in one process only: the penalty is on whole tables",
+            where="model.gates.selection",
+            remedy="train without torchrun",
+        )
     sharding = config.sharding
     modules = sharded_modules(model).values()
     names = {c.name for module in modules for c in _configs(module)}

@@ -22,6 +22,7 @@ from pipelines.training.optimizers import (
     check_tables,
     clip,
     numeric_parameters,
+    selection_parameters,
     table_parameters,
     table_settings,
     torch_optimizer,
@@ -91,7 +92,8 @@ class Engine:
 
         named = self._ordinary()
         tables_here = {n: p for n, p in named.items() if n in {f"model.{t}" for t in own_tables}}
-        dense = {n: p for n, p in named.items() if n not in tables_here}
+        chosen_by = {n: p for n, p in named.items() if n in {f"model.{s}" for s in selection_parameters(model)}}
+        dense = {n: p for n, p in named.items() if n not in tables_here and n not in chosen_by}
         main = config.optimizer
         self._optimizers: list[tuple[torch.optim.Optimizer, list[float]]] = []
         self._names = {id(p): n for n, p in named.items()}
@@ -101,6 +103,8 @@ class Engine:
         self._add(main.name, groups, main.eps)
         if tables_here and len(groups) == 1:
             self._add(name, [{"params": list(tables_here.values()), "lr": table_lr}], eps)
+        # As in OptFS, the logits of a selection have an Adam of their own; they don't decay, and aren't clipped.
+        self._add("adam", [{"params": list(chosen_by.values()), "lr": config.selection_lr or main.lr}], main.eps)
         clipped = dense if fused else {**dense, **tables_here}
         self._clipped = list(clipped.values())
         whole_l2 = config.embedding.l2 if not touched else 0.0

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 
 from ctr_models.errors import ConfigError
 from ctr_models.gates import Gate
+from ctr_models.model import CTRModel
 from pipelines.evaluation.metrics import evaluate
-from pipelines.training.checkpoint import Checkpoints, load
+from pipelines.training.checkpoint import Checkpoints, load, save, step_name
 from pipelines.training.config import TrainConfig
 from pipelines.training.engine import Engine
 from pipelines.training.loader import Loader
@@ -25,32 +27,51 @@ from pipelines.training.progress import Bar
 from pipelines.training.recipes import Context
 
 TELEMETRY_ROWS = 4096
+SNAPSHOT = "snapshot"
 
 
-def fit(context: Context, directory: Path) -> dict[str, Any]:
+def fit(
+    context: Context,
+    directory: Path,
+    *,
+    begin: Callable[[CTRModel], None] | None = None,
+    snapshot: int | None = None,
+) -> dict[str, Any]:
     """Train ``context.model`` and keep its best weights.
 
     Args:
         context: model, data and settings.
         directory: of this phase, for its checkpoints.
+        begin: changes the freshly made model: gives it other weights, or masks.
+        snapshot: an epoch, counted from 0; the weights as it begins are kept.
 
     Returns:
-        Plain values: ``weights`` (folder of the best weights), ``history`` (a record an epoch), ``best_epoch``,
+        Plain values: ``weights`` (folder of the best weights), ``last`` (of the last step's checkpoint),
+        ``snapshot`` (of those asked for, or None), ``history`` (a record an epoch), ``best_epoch``,
         ``rows_per_second`` of the training steps.
 
     Raises:
         ConfigError: the loss is no longer finite, or the configuration is not the one that began the run.
     """
-    return _Fit(context, directory).run()
+    return _Fit(context, directory, begin, snapshot).run()
 
 
 class _Fit:
-    def __init__(self, context: Context, directory: Path) -> None:
+    def __init__(
+        self,
+        context: Context,
+        directory: Path,
+        begin: Callable[[CTRModel], None] | None,
+        snapshot: int | None,
+    ) -> None:
         self.context, self.me, self.data = context, context.me, context.data
+        self.directory, self.snapshot = directory, snapshot
         self.config: TrainConfig = context.config.train
         self.parts = self.config.parts or self.me.world
         torch.manual_seed(context.config.seed)
         model = context.model.build(context.schema)
+        if begin is not None:
+            begin(model)
         counts = None
         if self.config.embedding.l2 and self.config.embedding.l2_mode == "touched":
             counts = {table: self.data.state.counts(table) for table in context.schema.tables}
@@ -74,8 +95,14 @@ class _Fit:
         with Bar(self.context.progress and self.me.first, total, self.steps_done) as bar:
             while progress.epoch < self.config.epochs and not progress.done:
                 self._epoch(bar)
+
+        def inside(name: str) -> str:
+            return self.checkpoints.path(name).relative_to(self.context.run_dir).as_posix()
+
         return {
-            "weights": str(self.checkpoints.path(self.best).relative_to(self.context.run_dir)),
+            "weights": inside(self.best),
+            "last": inside(step_name(self.steps_done)),
+            "snapshot": None if self.snapshot is None else inside(SNAPSHOT),
             "history": self.history,
             "best_epoch": progress.best_epoch + 1,
             "rows_per_second": progress.rows / progress.seconds if progress.seconds else 0.0,
@@ -99,6 +126,8 @@ class _Fit:
 
     def _epoch(self, bar: Bar) -> None:
         progress, engine, every = self.progress, self.engine, self.config.checkpoint_every
+        if progress.epoch == self.snapshot and progress.step == 0:
+            save(self.directory / SNAPSHOT, _named(engine.weights()), {"epoch": progress.epoch}, self.me)
         engine.scale_lr(progress.lr_scale)
         engine.train()
         loader = self._loader(progress.epoch, progress.step)
@@ -225,6 +254,8 @@ def _fingerprint(context: Context, parts: int, annealed: bool) -> str:
     free = {"epochs", "checkpoint_every", "keep_checkpoints", "eval_batch_size", "threads", "sharding", "slices"}
     if annealed:  # by the share of all epochs
         free.remove("epochs")
+    if context.config.train.selection_lr is None:
+        free.add("selection_lr")
     content = {
         "model": context.model.to_dict(),
         "schema": context.schema.model_dump(mode="json"),

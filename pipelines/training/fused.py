@@ -17,6 +17,8 @@ from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from pipelines.training.optimizers import SELECTION
+
 KINDS = {
     "sgd": EmbOptimType.EXACT_SGD,
     "adagrad": EmbOptimType.EXACT_ADAGRAD,
@@ -205,7 +207,7 @@ class _OneFeature:
 def fuse(
     model: nn.Module, optimizer: str, lr: float, eps: float, device: torch.device
 ) -> list[tuple[str, FusedTables]]:
-    """Replace every TorchRec collection of the model, in place.
+    """Replace every TorchRec collection of the model, in place; the logits of a selection stay as they are.
 
     Returns:
         The operators, each with the path of its collection in the model.
@@ -214,7 +216,7 @@ def fuse(
     for path, module in list(model.named_modules()):
         kinds: dict[type, Any] = {EmbeddingBagCollection: FusedBags, EmbeddingCollection: FusedSequences}
         kind = kinds.get(type(module))
-        if kind is not None:
+        if kind is not None and not path.startswith(SELECTION):
             parent, _, name = path.rpartition(".")
             fused = kind(module, optimizer, lr, eps, device)
             setattr(model.get_submodule(parent), name, fused)

@@ -15,6 +15,8 @@ from ctr_models.model import CTRModel
 from pipelines.training.config import OptimizerConfig, PlateauConfig, StoppingConfig, TrainConfig
 
 FUSED_LR = 0.02
+SELECTION = "selection."
+"""What the names of a selection's parameters begin with."""
 
 
 def check_tables(config: TrainConfig, model: CTRModel, device: torch.device, world: int = 1) -> None:
@@ -51,11 +53,11 @@ def check_tables(config: TrainConfig, model: CTRModel, device: torch.device, wor
             remedy="set it to 0, or train without torchrun",
         )
     for field in (*model.schema.sparse, *model.schema.sequences):
-        if field.dim % 4:
+        if field.stored % 4:
             raise ConfigError(
-                f"column {field.name!r} has dimension {field.dim}; fused tables need a multiple of 4",
+                f"column {field.name!r} has dimension {field.stored}; fused tables need a multiple of 4",
                 where=f"features.columns.{field.name}.dim",
-                remedy=f"use {-(-field.dim // 4) * 4}, or train.embedding.backend=dense",
+                remedy=f"use {-(-field.stored // 4) * 4}, or train.embedding.backend=dense",
             )
 
 
@@ -68,24 +70,25 @@ def table_settings(config: TrainConfig) -> tuple[str, float, float]:
 
 
 def table_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the tables' weights by their name in the model."""
-    ids = {
-        id(weight)
-        for module in model.modules()
-        if isinstance(module, FeatureEmbedding)
-        for weight in module.table_parameters()
-    }
+    """Return the weights of the embedding tables by their name in the model; a selection's logits are none."""
+    ids = {id(weight) for module in embeddings(model) for weight in module.table_parameters()}
     return {name: weight for name, weight in model.named_parameters() if id(weight) in ids}
+
+
+def embeddings(model: nn.Module) -> list[FeatureEmbedding]:
+    """Return the modules that embed features."""
+    found = {path: module for path, module in model.named_modules() if isinstance(module, FeatureEmbedding)}
+    return [module for path, module in found.items() if not path.startswith(SELECTION)]
+
+
+def selection_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what decides which feature values are kept, by name in the model."""
+    return {name: weight for name, weight in model.named_parameters() if name.startswith(SELECTION)}
 
 
 def numeric_parameters(model: nn.Module) -> set[str]:
     """Return the names of the numeric fields' vectors, which are regularised as embeddings are."""
-    ids = {
-        id(vector)
-        for module in model.modules()
-        if isinstance(module, FeatureEmbedding)
-        for vector in module.dense_parameters()
-    }
+    ids = {id(vector) for module in embeddings(model) for vector in module.dense_parameters()}
     return {name for name, weight in model.named_parameters() if id(weight) in ids}
 
 
@@ -157,13 +160,8 @@ class TouchedDecay:
             for table in fields
         }
         self._weights: list[tuple[str, nn.Parameter]] = []
-        for module in model.modules():
-            if isinstance(module, FeatureEmbedding):
-                by_name = {}
-                for collection in (module.bags, *module.lookups.values()):
-                    holder = getattr(collection, "embedding_bags", None) or getattr(collection, "embeddings", {})
-                    by_name.update({name: one.weight for name, one in holder.items()})
-                self._weights += [(module.table_of[name], weight) for name, weight in by_name.items()]
+        for module in embeddings(model):
+            self._weights += module.tables().items()
 
     @torch.no_grad()
     def rows(self, batch: Any) -> list[tuple[nn.Parameter, Tensor, Tensor]]:

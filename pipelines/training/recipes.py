@@ -141,7 +141,7 @@ def run_recipe(recipe: Recipe, context: Context) -> Context:
         given = context.data.path
         context = phase.run(context)
         if context.me.first:
-            content = {
+            content: dict[str, Any] = {
                 "outputs": context.outputs.get(phase.name, {}),
                 "model": context.model.to_dict(),
                 "schema": context.schema.model_dump(mode="json"),
