@@ -15,6 +15,9 @@ class AdaptiveDepthConfig(GateConfig):
 
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """With ``start: identity``, the probability to go on that each row begins with."""
+    warm: float = Field(0.3, ge=0, lt=1)
+    """Share of training in which the gate says 1/2 to every row, so that each exit has learnt before it is judged:
+    gates that choose among exits at random soon send all rows to one."""
 
 
 @register_gate("adaptive_depth")
@@ -45,14 +48,21 @@ class AdaptiveDepthGate(Gate):
     Config = AdaptiveDepthConfig
     config: AdaptiveDepthConfig
     source = "arXiv 2310.09163"
+    decides: Tensor
 
     def __init__(self, config: AdaptiveDepthConfig, shape: GateShape) -> None:
         super().__init__(config, shape)
         self.linear = linear(shape.width + shape.context, 1)
+        self.register_buffer("decides", torch.tensor(True))
         if config.start == "identity":
             nn.init.zeros_(self.linear.weight)
             nn.init.constant_(self.linear.bias, torch.logit(torch.tensor(config.confidence)).item())
 
+    def anneal(self, done: float) -> None:
+        """Begin to decide after the share ``warm`` of training."""
+        self.decides.fill_(done >= self.config.warm)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the probability to go on, (B, 1)."""
-        return torch.sigmoid(self.linear(x if context is None else torch.cat([x, context], dim=1)))
+        on = torch.sigmoid(self.linear(x if context is None else torch.cat([x, context], dim=1)))
+        return on.where(self.decides, 0.5)
