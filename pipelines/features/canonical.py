@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
@@ -63,6 +64,8 @@ def canonical(value: Any, kind: Type) -> int | float | str | None:
         return None
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, str):
         if value == "":
             return None
@@ -138,7 +141,11 @@ def canonical_series(series: pl.Series, kind: Type) -> pl.Series:
         text = series.cast(pl.String)
         return text.set(text == "", None) if (text == "").any() else text
     if have == "integer" and kind == "integer":
-        return series.cast(pl.Int64)
+        whole = series.cast(pl.Int64, strict=False)
+        if whole.null_count() > series.null_count():
+            value = series.filter(whole.is_null() & series.is_not_null())[0]
+            raise ValueError(f"{_shown(value)} does not fit 64 bits")
+        return whole
     if kind == "float" and have in ("integer", "float"):
         return pl.Series(series.name, numbers(series)).fill_nan(None)
     if have == "integer" and kind == "text" and dtype != pl.Boolean:

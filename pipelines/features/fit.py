@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import polars as pl
 
-from ctr_models.errors import DataError
 from pipelines.features.canonical import DTYPES, Type, canonical_series, numbers, type_of
 from pipelines.features.columns import Coded, RawColumn
 from pipelines.features.crosses import KEYS, Crosser
@@ -15,7 +14,7 @@ from pipelines.features.encoders import flat_lists, hash_ids, log_ids, prepared
 from pipelines.features.spec import Column, FeatureSpec, Hash, LogBucket, Quantile, Standard, Vocabulary
 from pipelines.features.state import FeatureState, Table
 from pipelines.features.summaries import Counter, Moments, Quantiles
-from pipelines.features.validate import check_schema, reading
+from pipelines.features.validate import check_schema, naming, reading
 
 CHUNK = 65_536
 """Rows that are looked at together."""
@@ -115,7 +114,7 @@ class Fitter:
 
     def _take(self, name: str, values: pl.Series, counts: np.ndarray | None) -> None:
         for use in self._uses[name]:
-            try:
+            with naming(self._source, name):
                 use.take(values, counts)
             except ValueError as error:
                 raise DataError(
@@ -152,6 +151,9 @@ class _MomentsFit(_Use):
         self.encoding, self.moments = encoding, Moments()
 
     def take(self, values: pl.Series, counts: np.ndarray | None) -> None:
+        if counts is not None:  # a dictionary's values, whose order threads decide; sums hang on it
+            order = np.lexsort((counts, x))
+            x, counts = x[order], counts[order]
         x = prepared(numbers(values), self.encoding)
         self.moments = self.moments.merge(Moments.of(x, counts))
 

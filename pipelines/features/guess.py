@@ -232,7 +232,7 @@ class _Look:
         has_sequence = any(g.column is not None and g.column.kind == "sequence" for g in found)
         if self.user and self.time and not has_sequence:
             item = self.item_column
-            if item is not None:
+            if item is not None and item.kind == "categorical":
                 column = Column(
                     name=self._name("history"),
                     kind="sequence",
@@ -379,8 +379,9 @@ class _Look:
                 series, elements, common | ({"separator": separator} if separator else {}), because
             )
         count = f"{distinct:,} distinct values in {rows:,} rows"
-        code = series.name in (self.user, self.item) or _CODES.search(series.name.lower()) is not None
-        if (
+        code = _CODES.search(series.name.lower()) is not None
+        # Users and items are never numbers, even where gaps made a tool write them as floats.
+        if series.name not in (self.user, self.item) and (
             series.dtype.is_float()
             or series.dtype.is_decimal()
             or (series.dtype.is_integer() and not code and distinct > 50)
@@ -408,14 +409,15 @@ class _Look:
                 f"{what}{how}{because}",
             )
         common["role"] = "user"
-        if self.item_column is not None and self.item_column.kind == "categorical":
-            known = self.frame[self.item_column.column].cast(pl.String).unique()
+        item = self.item_column
+        if item is not None and item.kind == "categorical":
+            known = self.frame[item.column].cast(pl.String).unique()
             if mean(inner.cast(pl.String).is_in(known.implode())) > 0.5:
                 return (
                     Column(
-                        kind="sequence", table=self.item, target=self.item, max_length=min(longest, 50), **common
+                        kind="sequence", table=item.name, target=item.name, max_length=min(longest, 50), **common
                     ),
-                    f"{what}: a history of {self.item_column.column} by its name and values, which share one table",
+                    f"{what}: a history of {item.column} by its name and values, which share one table",
                 )
         encode, how = id_encoding(distinct, len(inner))
         return (

@@ -36,6 +36,7 @@ from pipelines.features.stage import TIME as STAGED_TIME
 from pipelines.features.stage import WORKERS, Source, Staged, open_writer, ordered, stage
 from pipelines.features.state import FeatureState
 from pipelines.features.transform import LABEL, ROW, USER, Encoded, Encoder, arrow_lists, take
+from pipelines.features.validate import naming
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -83,7 +84,8 @@ class EncodedData:
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
             entries = [entry for split in SPLITS for entry in manifest["splits"][split]["files"]]
-            found, state_hash = manifest["format"], manifest["state"]
+            parts = [(path / entry["file"], entry["bytes"]) for entry in entries]
+            found, state_hash, truth = manifest["format"], manifest["state"], manifest["truth"]
         except FileNotFoundError:
             raise ArtifactError(
                 "no encoded features", where=str(file), remedy="sluice features makes them"
@@ -96,16 +98,15 @@ class EncodedData:
             raise ArtifactError(
                 f"format {found!r}, this version of sluice reads {FORMAT}", where=str(file), remedy=_again(path)
             )
-        for entry in entries:
-            part = path / entry["file"]
+        for part, written in parts:
             size = part.stat().st_size if part.is_file() else None
-            if size != entry["bytes"]:
-                problem = "the file is missing" if size is None else f"{size} bytes, {entry['bytes']} were written"
+            if size != written:
+                problem = "the file is missing" if size is None else f"{size} bytes, {written} were written"
                 raise ArtifactError(problem, where=str(part), remedy=_again(path))
         state = FeatureState.load(path / "state")
         if state.hash != state_hash:
             raise ArtifactError("the state is another's", where=str(path / "state"), remedy=_again(path))
-        return cls(path, state, state.schema(), manifest, manifest["truth"])
+        return cls(path, state, state.schema(), manifest, truth)
 
 
 def _again(path: Path) -> str:
@@ -230,7 +231,7 @@ class _Features:
     """Encodes chunks of a staged log; a text column's dictionary is encoded once."""
 
     def __init__(self, staged: Staged, state: FeatureState, source: str) -> None:
-        self.staged, self.spec = staged, state.spec
+        self.staged, self.spec, self.source = staged, state.spec, source
         self.encoder = Encoder(state)
         self.columns = {c.name: c for c in self.spec.columns}
         self.names = [f.name for f in state.schema().fields]
@@ -238,7 +239,8 @@ class _Features:
         self.of_dictionary: dict[str, Encoded] = {}
         for c in self.spec.direct:
             if c.from_log is None and c.column in staged.dictionaries:
-                self.of_dictionary[c.name] = self._dictionary(c)
+                with naming(source, c.column):
+                    self.of_dictionary[c.name] = self._dictionary(c)
         if self.spec.user in staged.dictionaries:
             self.of_dictionary[USER] = self.encoder.users(_with_null(staged.dictionaries[self.spec.user]))
         self.histories = {c.name: self._history(c) for c in self.spec.columns if c.from_log is not None}
@@ -281,7 +283,8 @@ class _Features:
                 out[name] = histories.take(ids, rows)
             else:
                 c = self.columns[name]
-                out[name] = self._column(name, chunk[c.column], partial(self.encoder.column, c))
+                with naming(self.source, c.column):
+                    out[name] = self._column(name, chunk[c.column], partial(self.encoder.column, c))
         label = chunk[LABEL]
         assert isinstance(label, pl.Series)
         out[LABEL] = label.to_numpy()
@@ -309,10 +312,11 @@ class _Features:
         user = self.staged.whole(self.spec.user)
         users = self.of_dictionary[USER][user.index] if isinstance(user, Coded) else self.encoder.users(user)  # type: ignore[index]
         raw = self.staged.whole(column.column)
-        if isinstance(raw, Coded):
-            ids = self.encoder.ids(table, _with_null(raw.values))[raw.index]
-        else:
-            ids = self.encoder.ids(table, raw)
+        with naming(self.source, column.column):
+            if isinstance(raw, Coded):
+                ids = self.encoder.ids(table, _with_null(raw.values))[raw.index]
+            else:
+                ids = self.encoder.ids(table, raw)
         event = ids != 0
         if column.from_log.where_label:
             label = self.staged.whole(LABEL)

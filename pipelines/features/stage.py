@@ -24,7 +24,7 @@ from pipelines.features.canonical import Type, is_list, numbers, type_of
 from pipelines.features.columns import Coded, RawColumn
 from pipelines.features.fit import CHUNK, types_of
 from pipelines.features.spec import FeatureSpec
-from pipelines.features.validate import ContentCheck, check_schema, reading, time_key
+from pipelines.features.validate import ContentCheck, check_rows, check_schema, reading, time_key
 
 WORKERS = min(4, os.cpu_count() or 1)
 LABEL, TIME = "__label__", "__time__"
@@ -121,7 +121,11 @@ def stage(
     for source in sources:
         with reading(str(source.path)):
             schemas.append(source.frame.collect_schema())
-        check_schema(spec, schemas[-1], str(source.path), keep)
+        try:
+            check_schema(spec, schemas[-1], str(source.path), keep)
+        except DataError:  # a CSV of a header alone has only columns of text, which is not what is wrong with it
+            check_rows(source.frame, str(source.path))
+            raise
     dtypes = {name: _common(name, schemas, sources) for name in (*spec.raw_columns, *keep)}
     return _Stager(spec, dtypes, folder, keep, timed).run(sources, on_rows)
 

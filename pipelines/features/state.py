@@ -425,9 +425,9 @@ class FeatureState:
                 where=str(path),
                 remedy=_AGAIN,
             ) from None
-        if state.hash != content["hash"]:
+        if state.hash != content.get("hash"):
             raise ArtifactError(
-                f"its hash is {state.hash[:16]}, {str(content['hash'])[:16]} was written",
+                f"its hash is {state.hash[:16]}, {str(content.get('hash'))[:16]} was written",
                 where=str(path),
                 remedy=_AGAIN,
             )

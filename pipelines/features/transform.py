@@ -17,9 +17,10 @@ from pipelines.features.encoders import flat_lists, standardise, user_ids
 from pipelines.features.sequences import add_histories
 from pipelines.features.spec import Column, Standard
 from pipelines.features.state import FeatureState
-from pipelines.features.validate import check_types, reading
+from pipelines.features.validate import check_types, naming, reading
 
 LABEL, USER, ROW = "__label__", "__user__", "__row__"
+_REMEDY = "give the type that the model was fitted on"
 
 Encoded = np.ndarray | Ragged
 
@@ -117,19 +118,16 @@ def transform(state: FeatureState, frame: pl.LazyFrame, *, source: str) -> pl.La
         encoded: dict[str, Encoded] = {}
         for c in spec.direct:
             raw = c.name if c.from_log else c.column
-            try:
+            with naming(source, raw, _REMEDY):
                 encoded[c.name] = encoder.column(c, batch[raw] if raw in there else nothing)
-            except ValueError as error:
-                raise DataError(
-                    str(error), where=f"{source}: column {raw}", remedy="give the type that the model was fitted on"
-                ) from None
         parts = {columns[name].column: nothing for name in crosser.parts}
         parts |= {raw: batch[raw] for raw in parts if raw in there}
         encoded |= {name: encoder.ids(name, keys) for name, keys in crosser.keys(parts).items()}
         out = [_series(name, encoded[name]) for name in names]
         label = batch[spec.label].cast(pl.Float32).fill_null(0.0).to_numpy() if spec.label in there else None
         out.append(pl.Series(LABEL, np.zeros(len(batch), dtype=np.float32) if label is None else label))
-        user = encoder.users(batch[spec.user]) if spec.user in there else np.zeros(len(batch), dtype=np.int64)
+        with naming(source, str(spec.user), _REMEDY):
+            user = encoder.users(batch[spec.user]) if spec.user in there else np.zeros(len(batch), dtype=np.int64)
         out.append(pl.Series(USER, user))
         out.append(batch[ROW])
         return pl.DataFrame(out + [batch[name] for name in kept])
@@ -144,7 +142,8 @@ def transform(state: FeatureState, frame: pl.LazyFrame, *, source: str) -> pl.La
         ROW: pl.Int64(),
         **{name: schema[name] for name in kept},
     }
-    rows = frame.select(there).with_row_index(ROW).with_columns(pl.col(ROW).cast(pl.Int64))
+    # The index first: a frame without any of the columns still has its rows.
+    rows = frame.with_row_index(ROW).select(*there, pl.col(ROW).cast(pl.Int64))
     return rows.map_batches(encode, schema=pl.Schema(encoded_schema), streamable=True, validate_output_schema=False)
 
 

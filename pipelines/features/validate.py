@@ -37,6 +37,15 @@ def reading(source: str | Path) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def naming(source: str, column: str, remedy: str = "write one type of value in a column") -> Iterator[None]:
+    """Turn a complaint about a value into a DataError that names its file and column."""
+    try:
+        yield
+    except ValueError as error:
+        raise DataError(str(error), where=f"{source}: column {column}", remedy=remedy) from None
+
+
 def _ragged_row(path: Path) -> int | None:
     """Row (from 1, header apart) of the first line with more fields than the first, if the file is simple text."""
     try:
@@ -49,6 +58,22 @@ def _ragged_row(path: Path) -> int | None:
     except (OSError, UnicodeDecodeError):
         pass
     return None
+
+
+def check_rows(frame: pl.LazyFrame, source: str) -> None:
+    """Look whether a log holds anything, reading one row.
+
+    Raises:
+        DataError: it doesn't.
+    """
+    with reading(source):
+        empty = frame.head(1).collect().is_empty()
+    if empty:
+        raise _no_rows(source)
+
+
+def _no_rows(source: str) -> DataError:
+    return DataError("no rows", where=source, remedy="give a file that holds rows")
 
 
 def check_schema(
@@ -167,7 +192,8 @@ class ContentCheck:
         self.spec, self.source = spec, source
         self.rows = 0
         self._nulls: dict[str, int] = {}
-        self._features = {c.column: c for c in spec.direct}
+        self._features = dict.fromkeys(c.column for c in spec.direct)
+        self._values = dict.fromkeys((*self._features, *([spec.user] if spec.user else [])))
         self._numbers = {c.column for c in spec.direct if c.kind == "numeric"}
 
     def batch(self, frame: pl.DataFrame) -> np.ndarray:
@@ -180,6 +206,8 @@ class ContentCheck:
         for name in self._features:
             values = frame[name]
             self._nulls[name] = self._nulls.get(name, 0) + values.null_count()
+        for name in self._values:
+            values = frame[name]
             if values.dtype in (pl.UInt64, pl.Int128, pl.UInt128):
                 over = values.is_not_null() & values.cast(pl.Int64, strict=False).is_null()
                 if over.any():
@@ -221,7 +249,7 @@ class ContentCheck:
             DataError: no row at all, or a column that is always null.
         """
         if self.rows == 0:
-            raise DataError("no rows", where=self.source, remedy="give a file that holds rows")
+            raise _no_rows(self.source)
         for name, nulls in self._nulls.items():
             if nulls == self.rows:
                 raise DataError(

@@ -67,6 +67,10 @@ def test_what_is_refused(value: Any, kind: Type, message: str) -> None:
 
 SERIES = st.one_of(
     st.lists(st.one_of(st.none(), st.integers(-5, 5))).map(lambda v: pl.Series(v, dtype=pl.Int16)),
+    st.lists(st.one_of(st.none(), st.integers(2**63 - 3, 2**63 + 1))).map(lambda v: pl.Series(v, dtype=pl.UInt64)),
+    st.lists(st.one_of(st.none(), st.decimals(-9, 9, places=2))).map(
+        lambda v: pl.Series(v, dtype=pl.Decimal(9, 2))
+    ),
     st.lists(st.one_of(st.none(), st.floats(width=32))).map(lambda v: pl.Series(v, dtype=pl.Float32)),
     st.lists(st.one_of(st.none(), st.floats())).map(lambda v: pl.Series(v, dtype=pl.Float64)),
     st.lists(st.one_of(st.none(), st.booleans())).map(lambda v: pl.Series(v, dtype=pl.Boolean)),

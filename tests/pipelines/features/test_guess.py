@@ -133,6 +133,22 @@ def test_names_that_the_spec_does_not_accept_get_one(tmp_path: Path) -> None:
     assert (second.name, second.column) == ("site_category_2", "site-category")
 
 
+def test_a_history_finds_an_item_under_another_name(tmp_path: Path) -> None:
+    frame = log(history=[[1, 2, 3]] * ROWS).rename({"item_id": "item-id"})
+    frame.write_parquet(tmp_path / "log.parquet")
+    spec = guess(tmp_path / "log.parquet").spec
+    history = next(c for c in spec.columns if c.name == "history")
+    assert (history.table, history.target) == ("item_id", "item_id")
+
+
+def test_items_that_a_gap_made_floats_are_still_items(tmp_path: Path) -> None:
+    items = [float(i % 30) if i % 7 else None for i in range(ROWS)]
+    log(item_id=items).write_parquet(tmp_path / "log.parquet")
+    by_name = {c.name: c for c in guess(tmp_path / "log.parquet").spec.columns}
+    assert by_name["item_id"].kind == "categorical"
+    assert by_name["history"].target == "item_id"
+
+
 def test_given_columns_need_no_guessing(tmp_path: Path) -> None:
     frame = log(bought=[i % 5 == 0 for i in range(ROWS)]).rename({"user_id": "who", "item_id": "what"})
     frame.write_parquet(tmp_path / "log.parquet")

@@ -244,6 +244,10 @@ def test_a_moved_folder_opens(tmp_path: Path) -> None:
         ),
         (lambda p: (p / "manifest.json").write_text("{}"), "not a manifest of encoded features"),
         (
+            lambda p: (p / "manifest.json").write_text((p / "manifest.json").read_text().replace('"bytes"', '"b"')),
+            "not a manifest of encoded features ('bytes')",
+        ),
+        (
             lambda p: (p / "test/part-00000.parquet").unlink(),
             "test/part-00000.parquet: the file is missing. remove",
         ),

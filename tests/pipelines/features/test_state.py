@@ -219,6 +219,12 @@ def test_any_changed_byte_is_found(tmp_path: Path) -> None:
             lambda d: (d / "state.json").write_text('{"format": 1}'),
             "state.json: not a FeatureState's content (KeyError",
         ),
+        (
+            lambda d: (d / "state.json").write_text(
+                (d / "state.json").read_text().replace(' "hash": "', ' "hush": "', 1)
+            ),
+            "None was written. copy it again",
+        ),
         (lambda d: (d / "state.json").write_text('{"format": 99}'), "state.json: format 99, this version"),
         (
             lambda d: (d / "table-0000.parquet").write_bytes((d / "table-0000.parquet").read_bytes()[:-9]),

@@ -71,6 +71,12 @@ def test_what_a_frame_lacks_is_missing(state: FeatureState) -> None:
     assert out.drop("__row__").row(0) == (0.0, 3, [], [], 0.0, 0)
 
 
+def test_a_frame_that_lacks_everything_keeps_its_rows(state: FeatureState) -> None:
+    out = transform(state, pl.LazyFrame({"other": [1, 2, 3]}), source="log").collect()
+    assert out["ad"].to_list() == [0, 0, 0]
+    assert out["__row__"].to_list() == [0, 1, 2]
+
+
 def test_all_null_columns_are_missing(state: FeatureState) -> None:
     out = transform(state, pl.LazyFrame({"ad": [None], "price": [None], "tags": [None]}), source="rows").collect()
     assert out.drop("__row__").row(0) == (0.0, 0, [], [], 0.0, 0)
@@ -82,6 +88,11 @@ def test_streams_give_what_the_whole_gives(state: FeatureState, tmp_path: Path) 
     transform(state, many.lazy(), source="log").sink_parquet(tmp_path / "out.parquet")
     streamed = pl.read_parquet(tmp_path / "out.parquet").sort("__row__")
     assert streamed.equals(whole)
+
+
+def test_a_user_of_another_type_is_refused(state: FeatureState) -> None:
+    with pytest.raises(DataError, match="log: column u: expected an integer, found 'x'"):
+        transform(state, pl.LazyFrame({"u": ["x"], "ad": ["a"]}), source="log").collect()
 
 
 def test_another_type_is_refused(state: FeatureState) -> None:

@@ -115,6 +115,10 @@ def test_the_good_log_passes(tmp_path: Path) -> None:
             "column ad, row 20: -1180591620717411303424 does not fit a signed 64-bit integer.",
         ),
         (
+            {"user": pl.Series([0] * 19 + [2**63], dtype=pl.UInt64)},
+            "column user, row 20: 9223372036854775808 does not fit a signed 64-bit integer. cast it to text.",
+        ),
+        (
             {"user": ["a"] * 5 + ["x" * (MAX_TEXT + 1)] + ["b"] * 14},
             "column user, row 6: text of 65,537 characters; at most 65,536 are taken. cut it, or drop the row.",
         ),
@@ -127,6 +131,29 @@ def test_a_bad_log_is_refused(tmp_path: Path, columns: dict[str, Any], message: 
     assert message in str(caught.value)
     assert "log.parquet" in str(caught.value)
     assert list((tmp_path / "work" / "features").iterdir()) == []
+
+
+def test_a_bad_value_in_a_test_row_is_refused_as_in_a_training_row(tmp_path: Path) -> None:
+    """Its table is the other column's, of integers."""
+    past = {"name": "past", "kind": "sequence", "table": "ad"}
+    spec = FeatureSpec.model_validate(
+        {"label": "click", "timestamp": "time", "columns": [{"name": "ad", "kind": "categorical"}, past]}
+    )
+    for place in (0, 19):
+        lists = [["1"]] * 20
+        lists[place] = ["x"]
+        log = pl.LazyFrame({"click": GOOD["click"], "time": GOOD["time"], "ad": list(range(20)), "past": lists})
+        raw = RawData({"all": RawPart(log, Path("log"))}, SplitConfig(by="time"), spec, f"f{place}")
+        with pytest.raises(DataError, match="log: column past: expected an integer, found 'x'"):
+            prepare(raw, None, workdir=tmp_path, seed=1, progress=False)
+
+
+def test_a_header_without_rows_is_refused_as_such(tmp_path: Path) -> None:
+    """All its columns look like text, the label's too."""
+    file = tmp_path / "log.csv"
+    file.write_text(",".join(GOOD) + "\n")
+    with pytest.raises(DataError, match=r"log\.csv: no rows\. give a file that holds rows"):
+        run(tmp_path, pl.scan_csv(file), file)
 
 
 def test_an_empty_log_is_refused(tmp_path: Path) -> None:
