@@ -177,6 +177,8 @@ class _Request:
 
     def canonical(self, value: Any, kind: Type, name: str, row: int, same: bool) -> Any:
         """Return the canonical form of a value, or refuse it with its path."""
+        if type(value) is str and kind == "text" and value.isascii() and 0 < len(value) <= MAX_TEXT:
+            return value  # as most are
         try:
             return canonical(value, kind)
         except ValueError as error:
@@ -233,7 +235,8 @@ class _Part:
         """Return the column's hashes, and whether one serves all candidates; many crosses may ask."""
         if self not in request.hashed:
             values, same = request.values(self.key)
-            forms = [request.canonical(v, self.type, self.key, i, same) for i, v in enumerate(values)]
+            of, kind, key = request.canonical, self.type, self.key
+            forms = [of(v, kind, key, i, same) for i, v in enumerate(values)]
             request.hashed[self] = Hashed.of(pl.Series(forms, dtype=DTYPES[self.type])), same
         return request.hashed[self]
 
