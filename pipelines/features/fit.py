@@ -116,10 +116,6 @@ class Fitter:
         for use in self._uses[name]:
             with naming(self._source, name):
                 use.take(values, counts)
-            except ValueError as error:
-                raise DataError(
-                    str(error), where=f"{self._source}: column {name}", remedy="write one type of value in a column"
-                ) from None
 
     def state(self) -> FeatureState:
         """Return the state, without ids."""
@@ -151,10 +147,10 @@ class _MomentsFit(_Use):
         self.encoding, self.moments = encoding, Moments()
 
     def take(self, values: pl.Series, counts: np.ndarray | None) -> None:
+        x = prepared(numbers(values), self.encoding)
         if counts is not None:  # a dictionary's values, whose order threads decide; sums hang on it
             order = np.lexsort((counts, x))
             x, counts = x[order], counts[order]
-        x = prepared(numbers(values), self.encoding)
         self.moments = self.moments.merge(Moments.of(x, counts))
 
 
