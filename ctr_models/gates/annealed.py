@@ -20,7 +20,7 @@ class AnnealedConfig(GateConfig):
     sharpness: float = Field(1000.0, ge=1)
     """t at the end of the search. It starts at 1; the paper's range is 100 to 10,000."""
     penalty: float = Field(2e-9, ge=0)
-    """Price of a fully open value. It is paid for every value of every table, so that it falls with their number."""
+    """Price of a fully open value, paid for every value of every table: the more there are, the less it must be."""
 
 
 @register_gate("annealed")
@@ -41,7 +41,7 @@ class AnnealedGate(SelectionGate):
         >>> from ctr_models.gates import GateShape, GateSpec
         >>> gate = GateSpec(name="annealed").build(GateShape(slot="selection", width=4, fields=3))
         >>> gate(torch.ones(1, 3, 4), torch.tensor([[0.5, 0.1, -0.1]])).flatten()
-        tensor([1.0000, 0.8433, 0.7632])
+        tensor([1.0000, 0.8434, 0.7631])
         >>> gate.harden()
         >>> gate(torch.ones(1, 3, 4), torch.tensor([[0.5, 0.1, -0.1]])).flatten()
         tensor([1.6065, 1.6065, 0.0000])

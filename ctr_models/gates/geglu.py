@@ -17,7 +17,7 @@ class GeGLUGate(GLUGate):
         >>> from ctr_models.gates import GateShape, GateSpec
         >>> spec = GateSpec.parse({"name": "geglu", "start": "identity"})
         >>> spec.build(GateShape(slot="feature", width=3))(torch.ones(1, 3))
-        tensor([[1., 1., 1.]], grad_fn=<GeluBackward0>)
+        tensor([[1.0000, 1.0000, 1.0000]], grad_fn=<GeluBackward0>)
 
     Source: GLU Variants Improve Transformer, arXiv 2002.05202; in place of attention, arXiv 2405.15953.
     """

@@ -19,7 +19,7 @@ class SimpleGate(GLUGate):
         >>> from ctr_models.gates import GateShape, GateSpec
         >>> spec = GateSpec.parse({"name": "simple", "start": "identity"})
         >>> spec.build(GateShape(slot="feature", width=3))(torch.ones(1, 3))
-        tensor([[1., 1., 1.]], grad_fn=<AliasBackward0>)
+        tensor([[1., 1., 1.]], grad_fn=<AddmmBackward0>)
 
     Source: NAFNet, arXiv 2204.04676; in EDiffSR, arXiv 2310.19288.
     """

@@ -1,0 +1,227 @@
+"""``sluice gates``: which there are, what they cost, and whether one of yours holds the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ctr_models.gates.contract import Result
+
+JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the result here; - prints it.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``sluice gates``."""
+    group = typer.Typer(rich_markup_mode="rich")
+    group.callback(
+        invoke_without_command=True,
+        epilog="Examples: sluice gates · sluice gates --slot field · sluice gates check my_package.my_gates.MyGate",
+    )(gates)
+    group.command(
+        "check",
+        epilog="Examples: sluice gates check sigmoid2 · sluice gates check my_package.my_gates.MyGate"
+        " · sluice gates check my_gates.py:MyGate",
+    )(check)
+    app.add_typer(group, name="gates")
+
+
+def gates(
+    context: typer.Context,
+    slot: Annotated[str | None, typer.Option("--slot", help="Only gates that fit this slot.")] = None,
+    json_path: JsonPath = None,
+) -> None:
+    """List every registered gate: its slots, parameters and operations a row for an example size, and source."""
+    if context.invoked_subcommand is not None:
+        return
+    from ctr_models.errors import ConfigError, nearest
+    from ctr_models.gates.base import GATES, SLOTS
+
+    if slot is not None and slot not in SLOTS:
+        raise ConfigError(f"no slot {slot!r}", where="--slot", remedy=nearest(slot, SLOTS))
+    listed = [_described(name, slot) for name in GATES if slot is None or slot in GATES[name].slots]
+    if _to_json(listed, json_path):
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from ctr_models.gates.cost import EXAMPLE
+
+    table = Table(title="Gates")
+    for column in ("gate", "slot"):
+        table.add_column(column, no_wrap=True)
+    for column in ("parameters", "FLOPs a row"):
+        table.add_column(column, justify="right")
+    table.add_column("source")
+    for gate in listed:
+        for i, (name, cost) in enumerate(gate["slots"].items()):
+            first = (gate["name"], gate["source"]) if i == 0 else ("", "")
+            table.add_row(first[0], name, f"{cost['parameters']:,}", f"{cost['flops_per_row']:,.0f}", first[1])
+    console = Console()
+    console.print(table)
+    console.print(
+        f"Beside gate none, for {EXAMPLE.fields} fields of dimension {EXAMPLE.dim} (vectors of {EXAMPLE.width}), a "
+        f"context of {EXAMPLE.context} where the slot has one, {EXAMPLE.choices} experts or treatments, "
+        f"{EXAMPLE.heads} heads, histories of {EXAMPLE.history}. A multiply-add is two operations. The logits of "
+        "slot selection are tables of the model's."
+    )
+
+
+def check(
+    name: Annotated[
+        str, typer.Argument(help="A registered name, a dotted path, or a file with its gate: my_gates.py:MyGate.")
+    ],
+    json_path: JsonPath = None,
+) -> None:
+    """Run the contract over a gate: shapes, range, gradients, identity start, saving, compiling and more.
+
+    Exit code 1 when a check fails.
+    """
+    import warnings
+
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ctr_models.gates.contract import CHECKS, run
+
+    warnings.filterwarnings("ignore", module="torch")
+    name = _found(name)
+    console = Console()
+    total = sum(len(c.subjects(name)) for c in CHECKS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("checking", total=total)
+            results = []
+            for result in run(name):
+                results.append(result)
+                progress.update(task, advance=1, description=result.check.name)
+    finally:
+        torch.set_num_threads(threads)
+
+    failed = [result for result in results if result.error is not None]
+    rows = [
+        {"check": r.check.name, "of": str(r.subject), "passed": r.error is None, "reason": r.error} for r in results
+    ]
+    if not _to_json({"gate": name, "passed": not failed, "checks": rows}, json_path):
+        _report(name, results, console)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _report(name: str, results: list[Result], console: Any) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"Contract of gate {name}")
+    for column in ("check", "result", "what holds, or why not"):
+        table.add_column(column)
+    by_check: dict[str, list[Result]] = {}
+    for result in results:
+        by_check.setdefault(result.check.name, []).append(result)
+    for found in by_check.values():
+        check, wrong = found[0].check, [r for r in found if r.error is not None]
+        count = "" if len(found) == 1 else f" {len(found)}"
+        if not wrong:
+            table.add_row(check.name, Text(f"passed{count}", "green"), (check.run.__doc__ or "").strip())
+            continue
+        reasons: dict[str, list[str]] = {}
+        for result in wrong:
+            reasons.setdefault(_short(result.error or ""), []).append(str(result.subject))
+        told = Text("\n".join(f"{', '.join(where)}: {reason}" for reason, where in reasons.items()))
+        told.append(f"\nRemedy: {check.remedy}.", "bold")
+        table.add_row(check.name, Text(f"failed {len(wrong)} of {len(found)}", "bold red"), told)
+    console.print(table)
+    failed = sum(r.error is not None for r in results)
+    if failed:
+        console.print(Text(f"{failed} of {len(results)} checks failed.", "bold red"))
+    else:
+        console.print(f"All {len(results)} checks passed.")
+
+
+def _short(error: str) -> str:
+    """Return what fits a cell: the compilers' messages run over many lines."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return " ".join(lines[:4]) if lines else "no message"
+
+
+def _described(name: str, slot: str | None) -> dict[str, Any]:
+    from ctr_models.gates.base import GATES
+    from ctr_models.gates.cost import cost
+    from ctr_models.gates.probe import cases
+
+    costs = {}
+    for case in cases(name):  # where a gate may or may not be given a context, the last one is
+        if slot in (None, case.slot):
+            found = cost(case)
+            costs[case.slot] = {"parameters": found.parameters, "flops_per_row": found.flops}
+    return {"name": name, "slots": costs, "source": GATES[name].source}
+
+
+def _to_json(content: Any, path: Path | None) -> bool:
+    """Write the content, and say whether that is all that is printed."""
+    import json
+
+    if path is None:
+        return False
+    text = json.dumps(content, indent=2)
+    if str(path) == "-":
+        typer.echo(text)
+        return True
+    path.write_text(text + "\n", encoding="utf-8")
+    return False
+
+
+def _found(name: str) -> str:
+    """Return the name by which the registry knows the gate, after importing what has to be."""
+    import os
+    import sys
+
+    from ctr_models.gates.base import GATES
+
+    file, _, wanted = name.partition(":")
+    if file.endswith(".py"):
+        return _from_file(Path(file), wanted)
+    if os.getcwd() not in sys.path:  # the installed command, unlike python -m, leaves it out
+        sys.path.insert(0, os.getcwd())
+    GATES[name]
+    return name
+
+
+def _from_file(file: Path, wanted: str) -> str:
+    """Import the file and return the dotted path of its gate."""
+    import importlib.util
+    import sys
+
+    from ctr_models.errors import ConfigError, nearest
+    from ctr_models.gates.base import Gate
+
+    if not file.is_file():
+        raise ConfigError("no such file", where=str(file), remedy="give the path of a .py file that holds a gate")
+    module_name = f"gates_of_{file.stem}"  # a file called json.py shall not stand in for json
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{type(error).__name__}: {error}", where=str(file), remedy="mend the file") from error
+    own = [
+        key
+        for key, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Gate) and value.__module__ == module_name
+    ]
+    if wanted and wanted not in own:
+        raise ConfigError(f"no gate {wanted!r}", where=str(file), remedy=nearest(wanted, own))
+    if not wanted and len(own) != 1:
+        problem = f"it holds {len(own)} gates: {', '.join(own)}" if own else "it holds no class derived from Gate"
+        raise ConfigError(problem, where=str(file), remedy=f"say which: {file}:MyGate")
+    return f"{module_name}.{wanted or own[0]}"
