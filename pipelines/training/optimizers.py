@@ -59,6 +59,14 @@ def check_tables(config: TrainConfig, model: CTRModel, device: torch.device, wor
                 where=f"features.columns.{field.name}.dim",
                 remedy=f"use {-(-field.stored // 4) * 4}, or train.embedding.backend=dense",
             )
+    for name, weight in table_parameters(model).items():
+        if weight.shape[1] % 4:
+            raise ConfigError(
+                f"the model's table {name.split('.')[-2]!r} has dimension {weight.shape[1]}; "
+                "fused tables need a multiple of 4",
+                where="model",
+                remedy="set its dimension to a multiple of 4, or use train.embedding.backend=dense",
+            )
 
 
 def table_settings(config: TrainConfig) -> tuple[str, float, float]:

@@ -18,6 +18,7 @@ from pipelines.features.prepare import EncodedData, prepare
 from pipelines.features.spec import FeatureSpec, Vocabulary
 from pipelines.release.bundle import Bundle
 from pipelines.training import optinter
+from pipelines.training.config import TrainConfig
 from pipelines.training.distributed import Ranks
 from pipelines.training.optinter import OptInterOptions, add_crosses, picked_model
 from pipelines.training.predict import predict
@@ -246,6 +247,13 @@ def test_models_that_do_not_search_are_refused(log: Path, tmp_path: Path) -> Non
         config = config.model_copy(update={"model": ModelSpec.parse(options)})
         with pytest.raises(ConfigError, match=message):
             run(config)
+
+
+def test_fused_tables_need_pairs_of_a_dimension_that_they_can_hold(log: Path, tmp_path: Path) -> None:
+    config = make_config(log, tmp_path, pair_dim=6, recipe={"pairs": []})
+    config = config.model_copy(update={"train": TrainConfig(epochs=1)})
+    with pytest.raises(ConfigError, match="the model's table 'factor_.*' has dimension 6; .* multiple of 4"):
+        run(config)
 
 
 def test_options_are_checked() -> None:
