@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from importlib.metadata import entry_points
 
 import typer
@@ -30,7 +31,10 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line. A user's error is one line and exit code 2; anything else is a traceback."""
+    """Run the command line. A user's error is one line and exit code 2; anything else is a traceback and 3.
+
+    1, Python's own code for a traceback, says that a bar was missed, and jobs go by it.
+    """
     try:
         build_app()()
     except Exception as error:
@@ -38,7 +42,8 @@ def main() -> None:
         from ctr_models.errors import SluiceError
 
         if not isinstance(error, SluiceError):
-            raise
+            traceback.print_exc()
+            sys.exit(3)
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(2)
 

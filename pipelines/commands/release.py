@@ -98,7 +98,7 @@ def promote(
 ) -> None:
     """Let an alias mean a version, if it reaches the bars; exit code 1 if it does not.
 
-    What the alias meant before stays under the alias "previous".
+    What the alias meant before stays under the alias "previous" ("previous-x" for an alias x but champion).
     """
     from ctr_models.errors import ArtifactError, ConfigError
     from pipelines.release import promotion

@@ -9,7 +9,7 @@ from ctr_models.errors import ArtifactError, ConfigError
 from pipelines.release.registry import SCHEME, Release, locate, releases
 from pipelines.release.store import connect, default_uri, locked
 
-PREVIOUS = "previous"
+CHAMPION, PREVIOUS = "champion", "previous"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Decision:
 def promote(
     name: str,
     version: int | str,
-    to: str = "champion",
+    to: str = CHAMPION,
     *,
     bars: Bars | None = None,
     dry_run: bool = False,
@@ -102,7 +102,7 @@ def promote(
 ) -> Decision:
     """Let an alias mean a version, if the version reaches the bars.
 
-    What the alias meant before is kept under ``previous``, from where :func:`rollback` takes it.
+    What the alias meant before is kept under :func:`previous_of` it, from where :func:`rollback` takes it.
     Promoting the version that holds the alias already changes nothing.
 
     Args:
@@ -118,8 +118,8 @@ def promote(
         ConfigError: ``to`` can't be an alias.
     """
     uri = tracking_uri or default_uri()
-    if to == PREVIOUS:
-        raise ConfigError(f"alias {PREVIOUS!r} is kept for what was champion before", remedy="choose another alias")
+    if to == PREVIOUS or to.startswith(f"{PREVIOUS}-"):
+        raise ConfigError(f"alias {to!r} is kept for what another meant before", remedy="choose another alias")
     separator = "/" if str(version).isdigit() else "@"
     client = connect(uri)
     with locked(uri):
@@ -130,16 +130,24 @@ def promote(
         reasons = () if unchanged else tuple((bars or Bars()).misses(challenger, champion))
         move = not reasons and not dry_run
         if move and not unchanged:
+            if was is not None:  # kept first: a call that is broken off must not lose it
+                _set_alias(client, name, previous_of(to), was)
             _set_alias(client, name, to, challenger.version)
-            if was is not None:
-                _set_alias(client, name, PREVIOUS, was)
     return Decision(name, to, challenger.version, was, move, reasons, dry_run)
 
 
-def rollback(
-    name: str, to: str = "champion", *, dry_run: bool = False, tracking_uri: str | None = None
-) -> Decision:
-    """Let an alias mean again what is kept under ``previous``; doing it twice restores the first state.
+def previous_of(alias: str) -> str:
+    """Return the alias that keeps what ``alias`` meant before: each has its own, or one would undo another's move.
+
+    Example:
+        >>> previous_of("champion"), previous_of("shadow")
+        ('previous', 'previous-shadow')
+    """
+    return PREVIOUS if alias == CHAMPION else f"{PREVIOUS}-{alias}"
+
+
+def rollback(name: str, to: str = CHAMPION, *, dry_run: bool = False, tracking_uri: str | None = None) -> Decision:
+    """Let an alias mean again what it meant before; doing it twice restores the first state.
 
     Raises:
         ArtifactError: nothing is kept.
@@ -148,18 +156,18 @@ def rollback(
     client = connect(uri)
     with locked(uri):
         found = releases(name, uri)
-        previous = next((r for r in found if PREVIOUS in r.aliases), None)
+        previous = next((r for r in found if previous_of(to) in r.aliases), None)
         current = next((r for r in found if to in r.aliases), None)
         if previous is None:
             raise ArtifactError(
-                f"model {name!r} has no previous version to go back to",
+                f"model {name!r} has no previous version to go back to as {to}",
                 where=uri,
                 remedy=f"sluice promote {name} --version N --to {to}",
             )
         if not dry_run:
             _set_alias(client, name, to, previous.version)
             if current is not None:
-                _set_alias(client, name, PREVIOUS, current.version)
+                _set_alias(client, name, previous_of(to), current.version)
     return Decision(name, to, previous.version, current.version if current else None, not dry_run, (), dry_run)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,7 +130,8 @@ def test_bars_need_a_metric_in_common(uri: str) -> None:
         ("clocks", 1, "champion", ArtifactError, "no registered model 'clocks'. did you mean 'clicks'?"),
         ("clicks", 9, "champion", ArtifactError, "model 'clicks' has no version 9. versions: 1, 2, 3, 4."),
         ("clicks", "champoin", "x", ArtifactError, "model 'clicks' has no alias 'champoin'. sluice promote clicks"),
-        ("clicks", 1, "previous", ConfigError, "alias 'previous' is kept for what was champion before"),
+        ("clicks", 1, "previous", ConfigError, "alias 'previous' is kept for what another meant before"),
+        ("clicks", 1, "previous-shadow", ConfigError, "alias 'previous-shadow' is kept for what another meant"),
         ("clicks", 1, "v2", ConfigError, "'v2' can't be an alias"),
     ],
 )
@@ -141,5 +143,25 @@ def test_what_is_not_there_is_named(
     assert message in str(caught.value)
 
 
-def test_the_kept_alias_has_one_name() -> None:
-    assert promotion.PREVIOUS == "previous"
+def test_each_alias_goes_back_to_what_it_meant_itself(uri: str) -> None:
+    for alias, versions in {"champion": (1, 2), "shadow": (3, 4)}.items():
+        for version in versions:
+            promote("clicks", version, alias, tracking_uri=uri)
+    rollback("clicks", tracking_uri=uri)
+    assert aliases(uri) == {"champion": 1, "previous": 2, "shadow": 4, "previous-shadow": 3}
+    rollback("clicks", "shadow", tracking_uri=uri)
+    assert aliases(uri) == {"champion": 1, "previous": 2, "shadow": 3, "previous-shadow": 4}
+
+
+def test_a_promotion_broken_off_has_kept_the_former_champion(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote("clicks", 1, tracking_uri=uri)
+    set_alias = promotion._set_alias
+
+    def breaks(client: Any, name: str, alias: str, version: int) -> None:
+        set_alias(client, name, alias, version)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(promotion, "_set_alias", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        promote("clicks", 2, tracking_uri=uri)
+    assert aliases(uri) == {"champion": 1, "previous": 1}
