@@ -20,6 +20,8 @@ from ctr_models.layers.selection import SearchedSelection, Selection
 from ctr_models.registry import Registry
 from ctr_models.schema import Schema
 
+HOOKS = ("mixture", "attend", "pool")
+"""What a gate may do beside its forward."""
 SELECTION = "selection"
 """The slot that every model has; see :meth:`CTRModel.select`."""
 
@@ -183,12 +185,10 @@ class CTRModel(nn.Module):
             if isinstance(gate, Gate):
                 # A fused ``gated`` never makes the mask; for one pass the plain one, by way of it, takes its place.
                 gate.gated = partial(Gate.gated, gate)  # type: ignore[method-assign]
-                gate.mixture = partial(_told, seen, path, gate, gate.mixture)  # type: ignore[method-assign]
-                handles.append(
-                    gate.register_forward_hook(
-                        lambda m, _inputs, mask, path=path: seen.__setitem__(path, m.telemetry(mask))
-                    )
-                )
+                for hook in HOOKS:
+                    if getattr(type(gate), hook) is not getattr(Gate, hook):
+                        setattr(gate, hook, partial(_told, seen, path, gate, getattr(gate, hook)))
+                handles.append(gate.register_forward_hook(partial(_noted, seen, path)))
         was_training = self.training
         try:
             self.eval()
@@ -198,17 +198,23 @@ class CTRModel(nn.Module):
             for handle in handles:
                 handle.remove()
             for gate in self.gates():
-                del gate.gated, gate.mixture
+                for method in ("gated", *HOOKS):
+                    gate.__dict__.pop(method, None)
         return seen
 
 
+def _noted(seen: dict[str, dict[str, float]], path: str, gate: Gate, _inputs: Any, mask: Tensor) -> None:
+    """Note what the mask looks like, unless one of the gate's hooks has told already."""
+    seen.setdefault(path, gate.telemetry(mask))
+
+
 def _told(
-    seen: dict[str, dict[str, float]], path: str, gate: Gate, mixture: Callable[..., Tensor], *inputs: Tensor
+    seen: dict[str, dict[str, float]], path: str, gate: Gate, hook: Callable[..., Tensor], *inputs: Tensor
 ) -> Tensor:
-    """Call ``mixture`` and note its weights: those that a history decides don't pass through forward."""
-    weights = mixture(*inputs)
-    seen[path] = gate.telemetry(weights)
-    return weights
+    """Call a hook of the gate and note what it gives: it does not pass through forward."""
+    given = hook(*inputs)
+    seen[path] = gate.telemetry(given)
+    return given
 
 
 MODELS: Registry[type[CTRModel]] = Registry("model", group="sluice.models", base=CTRModel)

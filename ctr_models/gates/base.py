@@ -251,8 +251,9 @@ def present_softmax(scores: Tensor) -> Tensor:
         tensor([[0.0000, 0.0000, 0.0000],
                 [0.5000, 0.5000, 0.0000]])
     """
-    nothing = scores.isneginf().all(-1, keepdim=True)
-    return scores.masked_fill(nothing, 0).softmax(-1).masked_fill(nothing, 0)
+    nothing = scores.detach().amax(-1, keepdim=True).isneginf()
+    # The smallest number is as good as -inf beside any other, and alone it leaves no NaN to carry back.
+    return scores.clamp(min=torch.finfo(scores.dtype).min).softmax(-1).masked_fill(nothing, 0)
 
 
 def _describe_weights(weights: Tensor) -> dict[str, float]:

@@ -63,3 +63,7 @@ class ClippedSoftmaxGate(NoGate):
         zeta = 1 + (self.config.zeta - 1) * self.stretch
         weights = (zeta - gamma) * present_softmax(scores) + gamma
         return weights.clamp(0, 1).to(scores.dtype)
+
+    def telemetry(self, mask: Tensor) -> dict[str, float]:
+        """Describe the weights, and what share of them is exactly 0."""
+        return {**super().telemetry(mask), "zeros": float((mask == 0).float().mean())}

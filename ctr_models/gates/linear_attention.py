@@ -125,6 +125,10 @@ class LinearAttentionGate(NoGate):
         """Return o = q S of each candidate, (B, D); a state may serve several, (1, K, D)."""
         return (self._asked(query).unsqueeze(1) @ state).squeeze(1)
 
+    def telemetry(self, mask: Tensor) -> dict[str, float]:
+        """Describe g, the share of what the state gives; there is no mask."""
+        return super().telemetry(self.share().reshape(1))
+
     def _log_forget(self, values: Tensor) -> Tensor:
         return F.logsigmoid(self.forget(values)) / self.config.calm
 

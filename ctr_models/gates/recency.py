@@ -72,3 +72,7 @@ class RecencyGate(NoGate):
         prior = self.prior(offsets, values.shape[0], torch.promote_types(values.dtype, torch.float32))
         weights = (1 - share) * scores + (share * prior).to(scores.dtype)
         return super().pool(values, weights, offsets, query)
+
+    def telemetry(self, mask: Tensor) -> dict[str, float]:
+        """Describe g, the share of the prior; there is no mask."""
+        return super().telemetry(self.share().reshape(1))

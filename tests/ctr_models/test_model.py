@@ -15,6 +15,7 @@ from ctr_models import (
     GateConfig,
     GateShape,
     GateSpec,
+    IdField,
     ModelConfig,
     ModelSpec,
     Schema,
@@ -107,6 +108,20 @@ def test_telemetry_tells_of_every_gate_and_leaves_the_model_as_it_was() -> None:
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all("gated" not in vars(gate) and not gate._forward_hooks for gate in model.gates())
+
+
+def test_telemetry_tells_of_what_gates_do_beside_their_mask() -> None:
+    even = create_model("autoint", SCHEMA, gates={"attention": {"name": "clipped_softmax", "alpha": 10.0}})
+    told = even.telemetry(example_batch(SCHEMA, rows=6))
+    assert [one["zeros"] for path, one in told.items() if ".gate" in path] == [1.0] * 3, "no head does anything"
+    history = IdField(name="history", rows=9, dim=4, table="item", kind="sequence", target="item", max_length=6)
+    schema = Schema(sparse=SCHEMA.sparse, sequences=(history,))
+    din = create_model("din", schema, gates={"sequence": "recency"})
+    (share,) = (
+        one["mean"] for path, one in din.telemetry(example_batch(schema, rows=6)).items() if "interest" in path
+    )
+    assert share == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item())
+    assert all(not {"attend", "pool", "gated"} & set(vars(gate)) for model in (even, din) for gate in model.gates())
 
 
 def test_a_dotted_path_finds_a_model() -> None:
