@@ -37,6 +37,8 @@ def running_server(
 ) -> Iterator[httpx.Client]:
     """Run ``sluice serve`` on a free loopback port for as long as the block lasts; nothing is left running.
 
+    Not even when this process is killed: the server then ends by itself.
+
     Args:
         model: URI or path of a bundle.
         tracking_uri: of the MLflow store.
@@ -54,6 +56,7 @@ def running_server(
 
     port = free_port()
     command = [sys.executable, "-m", "pipelines.cli", "serve", "-m", model, "--port", str(port), *options]
+    command += ["--parent", str(os.getpid())]
     if tracking_uri is not None:
         command += ["--tracking-uri", tracking_uri]
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,9 @@ def serve(
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store. [default: the one under runs]")] = None,
     workers: Annotated[int | None, typer.Option(help="Requests scored at once. [default: 2]")] = None,
     max_candidates: Annotated[int | None, typer.Option(help="Most candidates a request. [default: 2000]")] = None,
+    parent: Annotated[
+        int | None, typer.Option(help="End when this parent process does, even if it is killed.")
+    ] = None,
 ) -> None:
     """Serve scores over HTTP: POST /v1/score, /healthz, /readyz, /metrics, /docs.
 
@@ -44,5 +47,6 @@ def serve(
             tracking_uri=tracking_uri,
             workers=workers,
             max_candidates=max_candidates,
+            parent=parent,
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -69,7 +70,7 @@ class Scorer:
         role = {(c.name if c.from_log else c.column): c.role for c in spec.direct}
 
         def part(row: Columns, wanted: str) -> dict[str, Any]:
-            return {k: _plain(v) for k, v in row.items() if role[k] == wanted and v is not None}
+            return plain_row({k: v for k, v in row.items() if role[k] == wanted})
 
         return {
             "user": part(rows[0], "user"),
@@ -82,7 +83,19 @@ class Scorer:
         self._pool.shutdown(wait=True)
 
 
+def plain_row(row: Columns) -> dict[str, Any]:
+    """Return a raw row as JSON can carry it; what is missing, and what is no number, is left out.
+
+    Example:
+        >>> plain_row({"item": 3, "price": float("nan"), "tags": ["a", None], "city": None})
+        {'item': 3, 'tags': ['a']}
+    """
+    return {name: plain for name, value in row.items() if (plain := _plain(value)) is not None}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool) else str(value)
+        return [plain for v in value if (plain := _plain(v)) is not None]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

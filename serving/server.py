@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import socket
+import threading
+import time
 from typing import Any
 
 import uvicorn
@@ -59,6 +62,8 @@ def run(settings: Settings) -> None:
     # uvicorn raises the signal once more after it has stopped; with a handler of ours that means exit code 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    if settings.parent is not None:
+        threading.Thread(target=_follow, args=(settings.parent,), daemon=True).start()
     with listener:
         server.run(sockets=[listener])
     if failures:
@@ -93,6 +98,13 @@ def listen(host: str, port: int) -> socket.socket:
             raise ConfigError("the port needs privileges", where=where, remedy="give one above 1023") from None
         raise ConfigError(f"can't listen here ({error.strerror})", where=where) from None
     return listener
+
+
+def _follow(parent: int) -> None:
+    """Stop this process once it is no longer the child of ``parent``, as a SIGTERM would."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _log_to_stderr() -> None:

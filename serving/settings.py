@@ -36,6 +36,8 @@ class Settings(BaseModel):
     """Threads that encode and score; each takes one request at a time and one core."""
     grace_seconds: float = Field(10.0, ge=0)
     """How long requests in flight may take to end once the server is told to stop."""
+    parent: int | None = Field(None, ge=1)
+    """A process to end with, however that ends; whoever starts a server for itself gives its own id."""
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, **given: Any) -> Settings:

@@ -33,6 +33,7 @@ from pipelines.training.tracking import tracking_uri
 from pipelines.training.trainer import train
 from pipelines.training.truth import best_possible
 from serving.client import running_server
+from serving.scorer import plain_row
 
 STEPS = ("logs", "features", "training", "comparison", "registry", "serving", "report")
 MODELS = {"finalmlp": ("feature", ("none", "sigmoid2")), "gdcn": ("cross", ("none", "sigmoid"))}
@@ -240,7 +241,7 @@ class Walkthrough:
 
     def _serve(self, best: Arm, name: str) -> tuple[tuple[Any, Any], dict[str, float]]:
         golden = best.bundle.golden
-        request = {"candidates": [_jsonable(row) for row in golden.drop(SCORE).to_dicts()]}
+        request = {"candidates": [plain_row(row) for row in golden.drop(SCORE).to_dicts()]}
         many = {"candidates": (request["candidates"] * CANDIDATES)[:CANDIDATES]}
         model = f"models:/{name}@champion"
         with running_server(model, tracking_uri=self.uri, log=self.out / "server.log") as client:
@@ -304,7 +305,3 @@ def _key(config: RunConfig, data: EncodedData) -> str:
     """Changes whenever the configuration or the encoded rows do."""
     content = dump_config(config) + data.path.name
     return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def _jsonable(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if v is not None}

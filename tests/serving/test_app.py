@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 
@@ -122,6 +124,43 @@ def test_an_error_inside_shows_nothing_of_the_inside(client: TestClient, monkeyp
     assert reply.status_code == 500
     assert reply.json() == {"detail": "internal error", "request_id": "r"}
     assert reply.headers["x-request-id"] == "r"
+
+
+def test_a_client_that_goes_away_is_no_error_of_ours(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    app = create_app(Settings(model=str(bundle.directory)))
+
+    async def post_and_leave() -> None:
+        messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+        async def receive() -> Any:
+            return next(messages)
+
+        async def send(message: Any) -> None:
+            raise AssertionError("nobody is there")
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": [], "query_string": b""}
+        await app(scope, receive, send)
+
+    with TestClient(app) as client:
+        ready(client)
+        caplog.set_level("INFO", "sluice.access")
+        asyncio.run(post_and_leave())
+        told = client.get("/metrics").text
+    assert 'sluice_requests_total{route="/v1/score",status="499"} 1.0' in told
+    assert 'reason="internal"' not in told
+    assert not [r for r in caplog.records if r.exc_info]
+
+
+def test_openapi_can_be_had_when_golden_rows_hold_what_is_no_number(tmp_path: Path) -> None:
+    made = example_bundle(tmp_path / "made")
+    log = example_log(16).with_columns(price=pl.lit(float("nan")))
+    options = {"state": made.state, "config": made.config, "metrics": made.metrics, "golden": log}
+    bundle = Bundle.create(tmp_path / "nan", model=made.model, **options)
+    with TestClient(create_app(Settings(model=str(bundle.directory)))) as client:
+        route = ready(client).get("/openapi.json").json()["paths"]["/v1/score"]["post"]
+        example = route["requestBody"]["content"]["application/json"]["example"]
+        assert "price" not in example["candidates"][0]
+        assert client.post("/v1/score", json=example).status_code == 200
 
 
 def test_unknown_routes_and_methods(client: TestClient) -> None:

@@ -116,6 +116,31 @@ def test_a_killed_server_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:
         assert stop(again) == 0
 
 
+OWNER = """
+import time
+from pathlib import Path
+from serving.client import running_server
+with running_server({model!r}, log=Path({log!r})) as client:
+    print(client.base_url.port, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_server_ends_with_the_process_that_started_it_even_if_that_is_killed(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    script = OWNER.format(model=str(bundle.directory), log=str(tmp_path / "log"))
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        port = int(owner.stdout.readline())
+        assert listens(port)
+        owner.kill()
+    end = time.monotonic() + 30
+    while listens(port):
+        assert time.monotonic() < end, "the server is still there"
+        time.sleep(0.1)
+
+
 def _parent(stat: Path) -> int:
     try:
         return int(stat.read_text().rpartition(")")[2].split()[1])
