@@ -24,9 +24,10 @@ def test_in_evaluation_there_is_no_noise() -> None:
 
 
 def test_choices_are_drawn_as_often_as_the_logits_say() -> None:
-    logits = torch.tensor([[0.0, math.log(3)]]).expand(20000, 2)
-    taken = gate().train()(logits).argmax(1)
-    assert taken.float().mean().item() == pytest.approx(0.75, abs=0.01)
+    """Three of them: between two, noise of the wrong sign would not show."""
+    shares = torch.tensor([0.1, 0.2, 0.7])
+    taken = gate(choices=3).train()(shares.log().expand(40000, 3)).argmax(1)
+    torch.testing.assert_close(torch.bincount(taken) / 40000, shares, rtol=0, atol=0.01)
 
 
 def test_the_temperature_falls_in_a_line() -> None:

@@ -74,6 +74,18 @@ def test_the_penalty_is_of_the_last_batch_and_asked_for_once() -> None:
     assert float(g.penalty()) == 0
 
 
+def test_the_penalty_is_of_importance_and_load() -> None:
+    g, x = gate(balance=0.5), torch.randn(6, 3)
+    torch.manual_seed(1)
+    weights, price = g(x), g.penalty()
+    torch.manual_seed(1)
+    size = F.softplus(g.noise(x)) + 0.01
+    clean = g.logits(x)
+    chance = chance_to_be_kept(clean, clean + torch.randn(6, 4) * size, size, k=2)
+    cv2 = [(u.std(correction=0) / u.mean()) ** 2 for u in (weights.sum(0), chance.sum(0))]
+    torch.testing.assert_close(price, 0.5 * (cv2[0] + cv2[1]))
+
+
 def test_with_all_kept_only_importance_counts() -> None:
     g = gate(choices=2)
     weights = g(torch.randn(6, 3))
