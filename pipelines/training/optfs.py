@@ -292,9 +292,9 @@ def without_values(masked: CTRModel, small: CTRModel, moves: dict[str, Tensor]) 
 def report(masks: dict[str, Tensor], schema: Schema) -> dict[str, Any]:
     """Return what was dropped, table by table and in all. Values are the rows but those of missing and unknown."""
     rows = []
-    for table, mask in masks.items():
-        values, dropped = max(len(mask) - 2, 0), int((mask[2:] == 0).sum())
-        rows.append(_row(table, values, dropped, len(mask), schema.tables[table].rows))
+    for table, f in sorted(schema.tables.items()):
+        mask = masks[table]
+        rows.append(_row(table, len(mask) - 2, int((mask[2:] == 0).sum()), len(mask), f.rows))
     sums = [sum(row[key] for row in rows) for key in ("values", "dropped", "rows before", "rows after")]
     return {"title": "dropped feature values", "rows": [*rows, _row("(all)", *sums)]}
 

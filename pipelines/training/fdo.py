@@ -1,0 +1,218 @@
+"""Recipe ``fdo``: train, measure how many dimensions each table uses, train again with as many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ctr_models.errors import ConfigError
+from ctr_models.model import CTRModel, ModelSpec
+from ctr_models.schema import IdField, Schema
+from pipelines.training.recipes import Context, Phase, Recipe, RecipeOptions, register_recipe
+
+if TYPE_CHECKING:
+    from pipelines.training.config import TrainConfig
+
+FUSED_MULTIPLE = 4
+
+
+class FDOOptions(RecipeOptions):
+    """Options of recipe ``fdo``."""
+
+    keep: float = Field(0.95, gt=0, le=1)
+    """rho: the share of a table's variance that its dimensions must explain."""
+    align: Literal["auto", "always", "never"] = "auto"
+    """Whether a linear layer takes each table's shorter rows back to the common dimension. ``auto``: where the
+    model needs fields of one dimension."""
+
+
+class Full(Phase):
+    """Trains the model with the dimensions that the features give."""
+
+    name = "full"
+
+    def run(self, context: Context) -> Context:
+        """Train until the epochs are over or stopping says so."""
+        from pipelines.training.fit import fit
+
+        def told(record: dict[str, Any]) -> None:
+            # The retraining's epochs begin at 1 again, under the plain names.
+            context.on_epoch({k if k in ("epoch", "best") else f"full/{k}": v for k, v in record.items()})
+
+        context.outputs[self.name] = fit(replace(context, on_epoch=told), context.run_dir / self.name)
+        return context
+
+
+class Choose(Phase):
+    """Gives each table the dimensions that it uses."""
+
+    name = "choose"
+
+    def __init__(self, options: FDOOptions) -> None:
+        self.options = options
+
+    def run(self, context: Context) -> Context:
+        """Read the best epoch's tables; rewrite the inputs' dimensions."""
+        from pipelines.training.trainer import read_model
+
+        model = read_model(context, context.run_dir / context.outputs[Full.name]["weights"])
+        dims, rows = {}, []
+        for table, weight in main_tables(model).items():
+            explained = explained_variance(weight, context.data.state.counts(table) > 0)
+            dims[table] = choose_dim(explained, self.options.keep, multiple=_multiple(context.config.train))
+            share = float(explained[dims[table] - 1])
+            rows.append(_row(table, len(weight), weight.shape[1], dims[table], share))
+        sums = [sum(row[key] for row in rows) for key in ("rows", "parameters before", "parameters after")]
+        total = {"table": "(all)", "rows": sums[0], "dim before": sums[1] / sums[0], "dim after": sums[2] / sums[0]}
+        total |= {"variance kept": "", "parameters before": sums[1], "parameters after": sums[2]}
+        context.schema = with_dims(context.model, context.schema, dims, self.options.align)
+        context.outputs[self.name] = {
+            "dims": dims,
+            "report": {"title": "dimensions by the variance that they explain", "rows": [*rows, total]},
+        }
+        return context
+
+
+class Retrain(Phase):
+    """Trains the model anew with the dimensions found."""
+
+    name = "retrain"
+
+    def run(self, context: Context) -> Context:
+        """Train until the epochs are over or stopping says so."""
+        from pipelines.training.fit import fit
+
+        context.outputs[self.name] = fit(context, context.run_dir / self.name)
+        return context
+
+
+@register_recipe("fdo")
+class FDORecipe(Recipe):
+    """Field-level dimension optimisation: train; principal components of each table; retrain from scratch.
+
+    A table's dimension becomes the smallest k for which the first k of its d principal components explain the share
+    ``keep`` of its variance: sum_{i <= k} s_i^2 >= keep * sum_i s_i^2, s_i being the singular values of its rows
+    minus their mean. Rows that no training row holds, such as an unused row of missing values, were never learned
+    and are left out. A table that several fields share is one table. With fused tables k is rounded up to a
+    multiple of 4. Numbers, whose table is a single vector, keep their dimension.
+
+    The official code and its description differ on squares; this goes by explained variance, as the code does.
+
+    Example:
+        >>> from pipelines.training.recipes import RecipeConfig, make_recipe
+        >>> recipe = make_recipe(RecipeConfig(name="fdo", options={"keep": 0.9}))
+        >>> [phase.name for phase in recipe.phases()]
+        ['full', 'choose', 'retrain']
+
+    Source: arXiv 2311.04635.
+    """
+
+    Options = FDOOptions
+    options: FDOOptions
+
+    def phases(self) -> Sequence[Phase]:
+        """Return the three phases."""
+        return [Full(), Choose(self.options), Retrain()]
+
+
+def main_tables(model: CTRModel) -> dict[str, Tensor]:
+    """Return the tables of the model's own embedding, not those of its linear term or its gates, (rows, d).
+
+    Raises:
+        ConfigError: it has none.
+    """
+    from pipelines.training.optimizers import embeddings
+
+    found = {t: w.detach() for e in embeddings(model) if not e.prefix for t, w in e.tables().items()}
+    if not found:
+        raise ConfigError(
+            f"model {model.name!r} has no embedding tables whose dimension could be chosen",
+            where="recipe.name",
+            remedy="choose another model, or set recipe.name=fit",
+        )
+    return found
+
+
+def explained_variance(table: Tensor, seen: np.ndarray) -> Tensor:
+    """Return the share of the variance that the first 1, 2, ... d principal components explain, (d,) float64.
+
+    Args:
+        table: (rows, d).
+        seen: (rows,) bool; the rows that count. Of fewer than two, or equal ones, one component explains all.
+
+    Example:
+        >>> table = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0], [2.0, 1.0]])
+        >>> explained_variance(table, np.ones(4, dtype=bool))
+        tensor([0.8000, 1.0000], dtype=torch.float64)
+    """
+    rows = table[torch.from_numpy(seen)].double()
+    centred = rows - rows.mean(0) if len(rows) else rows
+    # The squares of the singular values, largest first, from a matrix that stays small however long the table.
+    squares = torch.linalg.eigvalsh(centred.T @ centred).flip(0).clamp_min(0.0)
+    if squares.sum() == 0:
+        return torch.ones_like(squares)
+    return squares.cumsum(0) / squares.sum()
+
+
+def choose_dim(explained: Tensor, keep: float, *, multiple: int = 1) -> int:
+    """Return the smallest dimension that explains the share ``keep``, rounded up to a multiple.
+
+    Args:
+        explained: by 1, 2, ... d components, (d,).
+        keep: rho.
+        multiple: 4 for fused tables; the result is at most d.
+
+    Example:
+        >>> choose_dim(torch.tensor([0.5, 0.9, 0.99, 1.0, 1.0]), 0.9), choose_dim(torch.tensor([0.5, 1.0]), 1.0)
+        (2, 2)
+    """
+    k = 1 + int((explained < keep - 1e-9).sum())
+    return min(-(-k // multiple) * multiple, len(explained))
+
+
+def with_dims(model: ModelSpec, schema: Schema, dims: Mapping[str, int], align: str) -> Schema:
+    """Return the schema with these dimensions by table, aligned to the old ones where that is wanted or needed."""
+    short = _changed(schema, {table: {"dim": dim} for table, dim in dims.items()})
+    if align == "never" or (align == "auto" and _takes(model, short)):
+        return short
+    old = schema.tables
+    return _changed(schema, {table: {"rank": dim} for table, dim in dims.items() if dim < old[table].dim})
+
+
+def _changed(schema: Schema, changes: Mapping[str, dict[str, int]]) -> Schema:
+    def changed(fields: tuple[IdField, ...]) -> tuple[IdField, ...]:
+        return tuple(f.model_copy(update=changes.get(f.table, {})) for f in fields)
+
+    return Schema(dense=schema.dense, sparse=changed(schema.sparse), sequences=changed(schema.sequences))
+
+
+def _takes(model: ModelSpec, schema: Schema) -> bool:
+    """Say whether the model can be made for these inputs; tried with tables of two rows."""
+    small = _changed(schema, {table: {"rows": 2} for table in schema.tables})
+    try:
+        model.build(small)
+    except ConfigError:
+        return False
+    return True
+
+
+def _multiple(train: TrainConfig) -> int:
+    return FUSED_MULTIPLE if train.embedding.backend == "fused" else 1
+
+
+def _row(table: str, rows: int, dim: int, chosen: int, share: float) -> dict[str, Any]:
+    return {
+        "table": table,
+        "rows": rows,
+        "dim before": dim,
+        "dim after": chosen,
+        "variance kept": share,
+        "parameters before": rows * dim,
+        "parameters after": rows * chosen,
+    }
