@@ -119,7 +119,7 @@ def telemetry_plot(history: History) -> Figure:
     figure = _figure(7.6, 3.0)
     panels = figure.subplots(1, 3)
     told = [(epoch, gates) for epoch, record in enumerate(history, start=1) if (gates := gates_of(record))]
-    paths = dict.fromkeys(path for _, gates in told for path in gates)
+    paths = dict.fromkeys(path for _, gates in told for path, figures in gates.items() if "mean" in figures)
     for colour, path in zip(_colours(), paths, strict=False):
         mine = [(epoch, gates[path]) for epoch, gates in told if path in gates]
         epochs = [epoch for epoch, _ in mine]

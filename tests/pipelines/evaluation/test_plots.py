@@ -39,6 +39,11 @@ def test_telemetry_plot_draws_each_gate_and_bears_missing_figures():
     assert not plots.telemetry_plot([{"train_loss": 0.1}]).axes[0].lines
 
 
+def test_telemetry_plot_leaves_out_what_is_no_mask():
+    told = {"gate/exits.0/share": 0.7, "gate/exits.gates.0/mean": 0.4}
+    assert [line.get_label() for line in plots.telemetry_plot([told]).axes[0].lines] == ["exits.gates.0"]
+
+
 def test_svg_is_well_formed_repeatable_and_asks_for_nothing():
     text = plots.svg(plots.learning_curve(HISTORY))
     ElementTree.fromstring(text)
