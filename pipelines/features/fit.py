@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
@@ -125,10 +126,12 @@ class Fitter:
             if seen[0]:
                 self._take(name, pl.Series(values.name, [None], dtype=values.dtype), seen[:1])
         self._codes.clear()
+        with ThreadPoolExecutor() as pool:
+            tables = list(pool.map(_TableFit.table, self._tables.values()))
         return FeatureState(
             self._spec,
             self._types,
-            {name: fit.table() for name, fit in self._tables.items()},
+            dict(zip(self._tables, tables, strict=True)),
             {name: fit.moments for name, fit in self._moments.items()},
             self._rows,
         )

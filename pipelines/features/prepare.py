@@ -167,9 +167,11 @@ def prepare(
         )
         split = assign(staged, data.split, seed, sources)
         state = _fit(staged, spec, split, str(sources[0].path), step("fitting", staged.rows))
-        with atomic_directory(final) as aside:
-            state.save(aside / "state")
+        with atomic_directory(final) as aside, ThreadPoolExecutor(WORKERS) as pool:
+            saved = pool.submit(state.save, aside / "state")
             _encode(staged, state, split, kept, aside, str(sources[0].path), step("encoding", staged.rows))
+            saved.result()
+            rows = [int((split == i).sum()) for i in range(len(SPLITS))]
             manifest = {
                 "format": FORMAT,
                 "key": key,
@@ -179,9 +181,7 @@ def prepare(
                 "truth": data.truth,
                 "state": state.hash,
                 "schema": state.schema().model_dump(mode="json"),
-                "splits": {
-                    name: split_entry(aside, name, int((split == i).sum())) for i, name in enumerate(SPLITS)
-                },
+                "splits": dict(zip(SPLITS, pool.map(partial(split_entry, aside), SPLITS, rows), strict=True)),
             }
             (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return EncodedData(final, state, state.schema(), manifest, data.truth)
