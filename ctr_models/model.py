@@ -135,6 +135,8 @@ class CTRModel(nn.Module):
     default_gates: ClassVar[Mapping[str, str]] = {}
     source: ClassVar[str] = ""
     """The paper, as an arXiv id or a title."""
+    deciders: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters that decide what the model is: they learn at ``train.selection_lr`` and don't decay."""
 
     def __init__(self, config: ModelConfig, schema: Schema, gates: Mapping[str, GateSpec]) -> None:
         super().__init__()

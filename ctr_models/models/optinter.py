@@ -95,6 +95,7 @@ class OptInter(CTRModel):
     config: OptInterConfig
     default_gates: ClassVar[Mapping[str, str]] = {"field": "none", "feature": "none", "interaction": "gumbel"}
     source = "arXiv 2108.01265"
+    deciders = ("logits",)
 
     def __init__(self, config: OptInterConfig, schema: Schema, gates: Mapping[str, GateSpec]) -> None:
         super().__init__(config, schema, gates)

@@ -89,7 +89,8 @@ class TrainConfig(_Strict):
     averaging: AveragingConfig | None = None
     """None: the last step's weights are evaluated and kept."""
     selection_lr: float | None = Field(None, gt=0)
-    """Learning rate of the logits of gate slot ``selection``; None: the main one."""
+    """Learning rate of logits that decide: of feature values in slot ``selection``, of OptInter's pairs; None: the
+    main one."""
     clip_norm: float | None = Field(10.0, gt=0)
     """Largest norm of the gradient of everything but fused tables."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -90,8 +90,9 @@ def embeddings(model: nn.Module) -> list[FeatureEmbedding]:
 
 
 def selection_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return what decides which feature values are kept, by name in the model."""
-    return {name: weight for name, weight in model.named_parameters() if name.startswith(SELECTION)}
+    """Return what decides which feature values are kept, or what the model is, by name in the model."""
+    own = getattr(model, "deciders", ())
+    return {n: weight for n, weight in model.named_parameters() if n.startswith(SELECTION) or n in own}
 
 
 def numeric_parameters(model: nn.Module) -> set[str]:

@@ -28,6 +28,8 @@ class OptInterOptions(RecipeOptions):
     """How the crosses made for them are encoded."""
     search_epochs: int | None = Field(None, ge=1)
     """Epochs of the search; None: as many as the retraining may take."""
+    lr: float | None = Field(None, gt=0)
+    """Learning rate of the pairs' logits; None: ``train.selection_lr``."""
 
 
 class Cross(Phase):
@@ -61,10 +63,12 @@ class Search(Phase):
         """Train on the mixture of treatments; the noise is the gate's in slot ``interaction``."""
         from pipelines.training.fit import fit
 
-        config = context.config
-        if self.options.search_epochs is not None:
-            train = config.train.model_copy(update={"epochs": self.options.search_epochs})
-            config = config.model_copy(update={"train": train})
+        train = context.config.train
+        changes = {
+            "epochs": self.options.search_epochs or train.epochs,
+            "selection_lr": self.options.lr or train.selection_lr,
+        }
+        config = context.config.model_copy(update={"train": train.model_copy(update=changes)})
 
         def told(record: dict[str, Any]) -> None:
             # The retraining's epochs begin at 1 again, under the plain names.

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from ctr_models import FeatureEmbedding
+from ctr_models import FeatureEmbedding, Schema
 from ctr_models.errors import ConfigError
 from ctr_models.model import ModelSpec
 from pipelines.config import RunConfig, parse_config
@@ -20,6 +20,7 @@ from pipelines.release.bundle import Bundle
 from pipelines.training import optinter
 from pipelines.training.config import TrainConfig
 from pipelines.training.distributed import Ranks
+from pipelines.training.optimizers import selection_parameters
 from pipelines.training.optinter import OptInterOptions, add_crosses, picked_model
 from pipelines.training.predict import predict
 from pipelines.training.recipes import Context, RecipeConfig, make_recipe, run_recipe
@@ -183,6 +184,19 @@ def test_epochs_of_the_search_are_told_apart(log: Path, tmp_path: Path) -> None:
     assert "search/gate/gate/entropy" in search
     assert "valid_auc" not in search
     assert "valid_auc" in retrain
+
+
+def test_the_logits_of_the_pairs_have_a_learning_rate_of_their_own(log: Path, tmp_path: Path) -> None:
+    shares = {}
+    for lr in (1e-6, 0.5):
+        config = make_config(log, tmp_path / str(lr), recipe={"search_epochs": 1, "lr": lr})
+        config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1})})
+        report = run(config).reports[0]["rows"]
+        shares[lr] = [row[row["treatment"]] for row in report]
+    assert max(shares[1e-6]) < 0.51
+    assert max(shares[0.5]) > 0.7
+    model = ModelSpec.parse("optinter").build(Schema.of({"a": 4, "b": 4}))
+    assert list(selection_parameters(model)) == ["logits"]
 
 
 def test_the_picked_model_has_one_treatment_a_pair() -> None:
