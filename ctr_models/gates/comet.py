@@ -43,7 +43,7 @@ class CometGate(Gate):
     With ``local_search`` (COMET+) the experts' places at the leaves are learned for the first share of training:
     weights P, with P = Sinkhorn(M / temperature) for a learned (K, K) matrix M under a falling temperature, and a
     penalty on the entropy of P. Then, and always in evaluation, P is the nearest permutation.
-    Difference from the official code: it begins the search at temperature 1e-3, where 4 to 16 experts leave more
+    Difference from the official code: it begins the search at temperature 1e-3, where 8 to 16 experts leave more
     than half of M's gradients below 1e-6; here the temperature falls from 0.05 to 0.001.
 
     Args:
