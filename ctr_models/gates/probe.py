@@ -66,6 +66,14 @@ class Case:
         return f"{self.name}-{self.slot}-{'context' if self.context else 'alone'}"
 
     @property
+    def place(self) -> str:
+        """Where the gate stands, in words."""
+        brought = "histories" if self.slot == "expert" else "a context"
+        return (
+            f"{self.slot} with {brought}" if self.context and len(_given(self.type, self.slot)) > 1 else self.slot
+        )
+
+    @property
     def type(self) -> type[Gate]:
         """The gate's class."""
         return GATES[self.name]
@@ -82,8 +90,8 @@ class Case:
         hooked = hook is not None and getattr(self.type, hook) is not getattr(Gate, hook)
         return self.slot in MASKED and not (hooked and self.type.forward is GATES["none"].forward)
 
-    def gate(self, sizes: Sizes = SMALL, *, seed: int = 0, **options: Any) -> Gate:
-        """Make the gate, freshly initialised."""
+    def gate(self, sizes: Sizes = SMALL, *, seed: int = 0, stirred: bool = False, **options: Any) -> Gate:
+        """Make the gate; ``stirred`` moves every parameter away from its start, which may hide what it does."""
         torch.manual_seed(seed)
         width = {"feature": sizes.width, "cross": sizes.width, "fusion": sizes.width, "expert": sizes.width}
         width |= {"depth": sizes.width, "interaction": sizes.choices}
@@ -96,11 +104,14 @@ class Case:
             choices=sizes.choices,
             heads=sizes.heads,
         )
-        return GateSpec.parse({"name": self.name, **options}).build(shape)
+        gate = GateSpec.parse({"name": self.name, **options}).build(shape)
+        for parameter in gate.parameters() if stirred else ():
+            parameter.data += torch.randn_like(parameter)
+        return gate
 
-    def use(self, sizes: Sizes = SMALL, *, seed: int = 0, **options: Any) -> Use:
+    def use(self, sizes: Sizes = SMALL, *, seed: int = 0, stirred: bool = False, **options: Any) -> Use:
         """Make the gate and the way in which a model uses it."""
-        return Use(self.gate(sizes, seed=seed, **options), self.context)
+        return Use(self.gate(sizes, seed=seed, stirred=stirred, **options), self.context)
 
     def control(self, sizes: Sizes = SMALL) -> Use:
         """Make gate ``none`` in the same place."""
@@ -115,16 +126,14 @@ def cases(name: str) -> list[Case]:
         ['sigmoid-attention-context', 'sigmoid-cross-alone', 'sigmoid-cross-context', ...]
     """
     gate = GATES[name]
-    found = []
-    for slot in sorted(gate.slots):
-        if slot in ("feature", "field"):
-            given = (False, True) if "context" in gate.Config.model_fields else (False,)
-        elif slot in ("cross", "fusion", "expert"):
-            given = (False, True)
-        else:
-            given = (slot != "interaction",)
-        found += [Case(name, slot, context) for context in given]
-    return found
+    return [Case(name, slot, context) for slot in sorted(gate.slots) for context in _given(gate, slot)]
+
+
+def _given(gate: type[Gate], slot: str) -> tuple[bool, ...]:
+    """Return whether models supply a context there: never, always, or the one and the other."""
+    if slot in ("feature", "field"):
+        return (False, True) if "context" in gate.Config.model_fields else (False,)
+    return (False, True) if slot in ("cross", "fusion", "expert") else (slot != "interaction",)
 
 
 class Use(nn.Module):

@@ -45,21 +45,23 @@ def gates(
     if _to_json(listed, json_path):
         return
 
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from ctr_models.gates.cost import EXAMPLE
 
-    table = Table(title="Gates")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("gate", "slot"):
         table.add_column(column, no_wrap=True)
     for column in ("parameters", "FLOPs a row"):
         table.add_column(column, justify="right")
-    table.add_column("source")
+    table.add_column("source", no_wrap=True)
     for gate in listed:
-        for i, (name, cost) in enumerate(gate["slots"].items()):
-            first = (gate["name"], gate["source"]) if i == 0 else ("", "")
-            table.add_row(first[0], name, f"{cost['parameters']:,}", f"{cost['flops_per_row']:,.0f}", first[1])
+        first, source = gate["name"], gate["source"]
+        for place, cost in _folded(gate["slots"]).items():
+            table.add_row(first, place, f"{cost['parameters']:,}", f"{cost['flops_per_row']:,.0f}", source)
+            first = source = ""
     console = Console()
     console.print(table)
     console.print(
@@ -107,7 +109,7 @@ def check(
 
     failed = [result for result in results if result.error is not None]
     rows = [
-        {"check": r.check.name, "of": str(r.subject), "passed": r.error is None, "reason": r.error} for r in results
+        {"check": r.check.name, "where": _where(r), "passed": r.error is None, "reason": r.error} for r in results
     ]
     if not _to_json({"gate": name, "passed": not failed, "checks": rows}, json_path):
         _report(name, results, console)
@@ -133,7 +135,7 @@ def _report(name: str, results: list[Result], console: Any) -> None:
             continue
         reasons: dict[str, list[str]] = {}
         for result in wrong:
-            reasons.setdefault(_short(result.error or ""), []).append(str(result.subject))
+            reasons.setdefault(_short(result.error or ""), []).append(_where(result))
         told = Text("\n".join(f"{', '.join(where)}: {reason}" for reason, where in reasons.items()))
         told.append(f"\nRemedy: {check.remedy}.", "bold")
         table.add_row(check.name, Text(f"failed {len(wrong)} of {len(found)}", "bold red"), told)
@@ -143,6 +145,10 @@ def _report(name: str, results: list[Result], console: Any) -> None:
         console.print(Text(f"{failed} of {len(results)} checks failed.", "bold red"))
     else:
         console.print(f"All {len(results)} checks passed.")
+
+
+def _where(result: Result) -> str:
+    return "any slot" if isinstance(result.subject, str) else result.subject.place
 
 
 def _short(error: str) -> str:
@@ -162,6 +168,14 @@ def _described(name: str, slot: str | None) -> dict[str, Any]:
             found = cost(case)
             costs[case.slot] = {"parameters": found.parameters, "flops_per_row": found.flops}
     return {"name": name, "slots": costs, "source": GATES[name].source}
+
+
+def _folded(costs: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return one entry for a gate that fits every slot at the same cost, as ``none`` does."""
+    from ctr_models.gates.base import SLOTS
+
+    different = {tuple(cost.values()) for cost in costs.values()}
+    return {"every slot": next(iter(costs.values()))} if set(costs) == set(SLOTS) and len(different) == 1 else costs
 
 
 def _to_json(content: Any, path: Path | None) -> bool:

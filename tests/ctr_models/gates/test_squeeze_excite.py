@@ -29,3 +29,17 @@ def test_a_context_joins_the_look() -> None:
     assert gate(x, torch.randn(5, 3)).std(dim=0).max() > 0
     with pytest.raises(ConfigError, match="has to be supplied by the model"):
         spec.build(GateShape(slot="field", width=4, fields=6))
+
+
+def test_a_context_by_hand() -> None:
+    """Two fields of means 1 and 3, a context of 2: z = (1, 3, 2)."""
+    gate = GateSpec.parse({"name": "squeeze_excite", "context": "user"}).build(
+        GateShape(slot="field", width=2, fields=2, context=1)
+    )
+    with torch.no_grad():
+        gate.squeeze.weight.copy_(torch.tensor([[1.0, 1.0, -2.0], [0.0, 0.0, -1.0]]))  # relu(0), relu(-2)
+        gate.excite.weight.copy_(torch.tensor([[1.0, 5.0], [-1.0, 5.0]]))
+    x, context = torch.tensor([[[0.0, 2.0], [2.0, 4.0]]]), torch.tensor([[2.0]])
+    assert gate(x, context).flatten().tolist() == [0.5, 0.5]
+    # Without the context's 2 the first hidden unit is 4: sigmoid(4) and sigmoid(-4).
+    torch.testing.assert_close(gate(x, 0 * context).flatten(), torch.tensor([0.9820138, 0.0179862]))

@@ -1,0 +1,286 @@
+"""The contract itself: each clause is broken by a gate that breaks it, and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ctr_models.gates import Gate, GateConfig, GateShape, SelectionGate, register_gate
+from ctr_models.gates.base import present_softmax
+from ctr_models.gates.context import ContextConfig
+from ctr_models.gates.contract import CHECKS, Result, run
+from ctr_models.gates.probe import Case
+
+SLOW = ("compiled", "exported")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class Free(Gate):
+    """A gate that holds everything, for others to break."""
+
+    slots, bound = frozenset({"feature"}), 2.0
+
+    def __init__(self, config: GateConfig, shape: GateShape) -> None:
+        super().__init__(config, shape)
+        self.v = nn.Parameter(torch.zeros(1, shape.width))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return 2 * torch.sigmoid(self.v)
+
+
+def broken(gate: type[Gate], *, skip: tuple[str, ...] = SLOW) -> dict[str, str]:
+    """Return the clauses that a gate breaks, with the reasons."""
+    register_gate(gate.__name__)(gate)
+    results = run(gate.__name__, skip=skip)
+    return {result.check.name: result.error for result in results if result.error is not None}
+
+
+def test_a_good_gate_breaks_nothing() -> None:
+    class Mine(Free):
+        pass
+
+    assert broken(Mine, skip=("compiled",)) == {}
+
+
+def test_every_clause_has_a_name_a_sentence_and_a_remedy() -> None:
+    assert len({check.name for check in CHECKS}) == len(CHECKS) >= 20
+    for check in CHECKS:
+        assert (check.run.__doc__ or "").endswith(".")
+        assert len(check.remedy) > 20
+
+
+def test_slots_that_there_are_not() -> None:
+    class Mine(Free):
+        slots = frozenset({"feture"})
+
+    assert "no slots ['feture']" in broken(Mine)["declared"]
+
+
+def test_a_gate_that_cannot_be_built_is_told_once() -> None:
+    class Mine(Free):
+        def __init__(self, config: GateConfig) -> None:  # type: ignore[misc]
+            raise AssertionError
+
+    found = broken(Mine)
+    assert set(found) <= {"built", "other slots"}
+    assert "TypeError" in found["built"]
+
+
+def test_a_dead_parameter_and_a_dead_context() -> None:
+    class Dead(Free):
+        Config = ContextConfig
+
+        def __init__(self, config: GateConfig, shape: GateShape) -> None:
+            super().__init__(config, shape)
+            self.hidden = nn.Linear(shape.context or shape.width, 3)
+            nn.init.constant_(self.hidden.bias, -1e6)  # a ReLU that never opens
+
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            hidden = torch.relu(self.hidden(x if context is None else context))
+            return 2 * torch.sigmoid(self.v + hidden.sum(1, keepdim=True))
+
+    assert "the gradient of parameter hidden.weight is 0 throughout" in broken(Dead)["gradients"]
+
+    class Deaf(Free):
+        Config = ContextConfig
+
+    assert broken(Deaf)["gradients"] == "the context gets no gradient"
+
+
+def test_a_mask_out_of_range_or_of_a_wrong_shape() -> None:
+    class Loud(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return 1 + self.v
+
+    assert "outside of [0.0, 2.0]" in broken(Loud)["range"]
+
+    class Long(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return torch.cat([x, x], dim=1).sigmoid()
+
+        def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return x * 2 * torch.sigmoid(self.v)
+
+    assert "does not broadcast to x (8, 6)" in broken(Long)["shape"]
+
+
+def test_a_fused_product_that_is_another() -> None:
+    class Mine(Free):
+        def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return x * torch.sigmoid(self.v)
+
+    assert "gated(x) is not x times the mask" in broken(Mine)["shape"]
+
+
+def test_an_identity_that_is_none_or_cannot_learn() -> None:
+    class Half(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return torch.sigmoid(self.v)
+
+    assert "it differs from gate none" in broken(Half)["identity"]
+
+    class Stuck(Free):
+        def __init__(self, config: GateConfig, shape: GateShape) -> None:
+            super().__init__(config, shape)
+            self.w = nn.Parameter(torch.zeros(1, shape.width))
+            if config.start == "paper":
+                nn.init.normal_(self.w)
+                nn.init.normal_(self.v)
+
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return 2 * torch.sigmoid(self.v * self.w)
+
+    assert "gets no gradient in three steps" in broken(Stuck)["identity"]
+
+
+def test_neighbours_that_matter() -> None:
+    class Mine(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return 2 * torch.sigmoid(self.v * (x - x.mean(0)))
+
+    assert "a row alone differs" in broken(Mine)["neighbours"]  # although v starts at 0, where no row does
+
+
+def test_draws_in_evaluation() -> None:
+    class Mine(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return 2 * torch.sigmoid(self.v + 0.1 * torch.rand_like(x))
+
+    assert "a second call gives another result" in broken(Mine)["seed"]
+
+
+def test_what_annealing_sets_outside_of_buffers() -> None:
+    class Mine(Free):
+        t = 1.0
+
+        def anneal(self, done: float) -> None:
+            self.t = 1 + done
+
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return 2 * torch.sigmoid(self.v + (self.t - 1) * x)
+
+    assert "a gate loaded from saved weights differs" in broken(Mine)["saved"]
+
+
+def test_a_wrong_derivative_and_half_precision() -> None:
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, v: Tensor) -> Tensor:
+            return 2 * torch.sigmoid(v)
+
+        @staticmethod
+        def backward(ctx: object, gradient: Tensor) -> Tensor:
+            return gradient
+
+    class Mine(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return Twice.apply(self.v).float()
+
+    found = broken(Mine)
+    assert "Jacobian mismatch" in found["derivative"]
+    assert "dtype" in found["half precision"]
+
+
+def test_penalty_and_telemetry_that_are_not_finite() -> None:
+    class Mine(Free):
+        def penalty(self) -> Tensor:
+            return self.v.sum() / 0
+
+        def telemetry(self, mask: Tensor) -> dict[str, float]:
+            return {"mean": 1.0}
+
+    assert "a penalty of nan" in broken(Mine)["telemetry"]
+
+    class Short(Free):
+        def telemetry(self, mask: Tensor) -> dict[str, float]:
+            return {"mean": 1.0}
+
+    assert "leaves out ['entropy', 'saturation', 'std']" in broken(Short)["telemetry"]
+
+
+def test_rows_of_zeros_and_absent_keys() -> None:
+    class Normed(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return torch.sigmoid(self.v + x / x.norm(dim=1, keepdim=True))
+
+    assert "not all values are finite" in broken(Normed)["missing values"]
+
+    class Attentive(Gate):
+        slots = frozenset({"attention"})
+
+        def attend(self, scores: Tensor, query: Tensor) -> Tensor:
+            return present_softmax(scores.clamp_min(-1))
+
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return torch.ones_like(x)
+
+    assert broken(Attentive)["absent keys"] == "an absent key gets a weight"
+
+
+def test_an_empty_history_that_pools_to_something() -> None:
+    class Mine(Gate):
+        slots = frozenset({"sequence"})
+
+        def pool(self, values: Tensor, scores: Tensor, offsets: Tensor, query: Tensor) -> Tensor:
+            return super().pool(values, scores, offsets, query) + 1
+
+    assert broken(Mine)["missing values"] == "an empty history does not pool to zeros"
+
+
+def test_weights_that_are_no_shares() -> None:
+    class Mine(Gate):
+        slots = frozenset({"interaction"})
+
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return torch.sigmoid(x)
+
+    assert "do not add up to 1" in broken(Mine)["range"]
+
+
+def test_a_selection_that_prices_without_end() -> None:
+    class Mine(SelectionGate):
+        def __init__(self, config: GateConfig, shape: GateShape) -> None:
+            super().__init__(config, shape)
+            self.register_buffer("hardened", torch.tensor(False))
+
+        def mask(self, logits: Tensor) -> Tensor:
+            return torch.sigmoid(logits) * 0 + 1
+
+        def kept(self, logits: Tensor) -> Tensor:
+            return logits > 0
+
+        def value_penalty(self, logits: Tensor) -> Tensor:
+            return (logits / 0).sum()
+
+    assert "value_penalty is not a finite scalar" in broken(Mine)["telemetry"]
+
+
+def test_a_decision_on_values_breaks_the_graph() -> None:
+    class Mine(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return 2 * torch.sigmoid(self.v if float(x.sum()) > 0 else -self.v)
+
+    found = broken(Mine, skip=tuple(c.name for c in CHECKS if c.name != "exported"))
+    assert list(found) == ["exported"]
+
+
+def test_checks_are_counted_by_gate_slot_and_case() -> None:
+    by_name = {check.name: check for check in CHECKS}
+    assert by_name["compiled"].subjects("sigmoid") == ["sigmoid"]
+    assert [str(case) for case in by_name["exported"].subjects("sigmoid")] == [
+        "sigmoid-attention-context",
+        "sigmoid-cross-context",
+        "sigmoid-fusion-context",
+    ]
+    assert len(by_name["shape"].subjects("sigmoid")) == 5
+    assert by_name["absent keys"].subjects("sigmoid2") == []
+    results: Iterator[Result] = run("none", skip=SLOW)
+    assert next(results).subject == "none"
+    assert any(result.subject == Case("none", "expert", True) for result in results)
