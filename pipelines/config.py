@@ -49,6 +49,13 @@ class RunConfig(BaseModel):
     train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    def public(self) -> RunConfig:
+        """Return the same without the password that the tracking URI may hold, for artefacts that others read."""
+        from pipelines.release.store import shown
+
+        uri = shown(self.tracking.uri) if self.tracking.uri is not None else None
+        return self.model_copy(update={"tracking": self.tracking.model_copy(update={"uri": uri})})
+
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read ``ctr.yaml``, apply ``key.sub=value`` overrides, check every key.

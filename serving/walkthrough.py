@@ -175,7 +175,7 @@ class Walkthrough:
                 run_dir / "bundle",
                 model=result.model,
                 state=data.state,
-                config=plain_config(config),
+                config=plain_config(config.public()),
                 metrics=result.metrics,
                 golden=golden_rows(part.frame, data.state.spec),
             )

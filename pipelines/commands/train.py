@@ -160,7 +160,7 @@ def _release(config: RunConfig, raw: RawData, result: TrainResult, *, once: bool
             bundle,
             model=result.model,
             state=result.data.state,
-            config=plain_config(config),
+            config=plain_config(config.public()),
             metrics=result.metrics,
             golden=golden_rows(test.frame, result.data.state.spec, rows=GOLDEN_ROWS),
         )

@@ -15,11 +15,12 @@ import numpy as np
 import polars as pl
 import torch
 import yaml
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ctr_models.batch import EncodedRows
-from ctr_models.errors import ArtifactError, DataError, SluiceError
+from ctr_models.errors import ArtifactError, ConfigError, DataError
 from ctr_models.gates.base import GateSpec
 from ctr_models.model import CTRModel, ModelSpec
 from ctr_models.schema import Schema
@@ -158,7 +159,13 @@ class Bundle:
             manifest["files"] = sha256_tree(aside)
             manifest["hash"] = _hash(manifest)
             (aside / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        return cls.load(directory)
+            try:
+                made = cls.load(aside)  # before it takes the place of an older one
+            except ArtifactError as error:
+                where = error.where.replace(str(aside), str(directory))
+                raise ArtifactError(error.problem, where=where, remedy=error.remedy) from None
+        made.directory = Path(directory)
+        return made
 
     @classmethod
     def load(cls, directory: Path | str) -> Bundle:
@@ -175,15 +182,16 @@ class Bundle:
         state = FeatureState.load(directory / FEATURES)
         if state.hash != manifest["features"]:
             raise _mismatch(directory / FEATURES, "features hash", manifest["features"], state.hash)
-        schema = Schema.model_validate(manifest["schema"])
-        _check_schema(directory, schema, state.schema())
         try:
+            schema = Schema.model_validate(manifest["schema"])
+            _check_schema(directory, schema, state.schema())
             spec = ModelSpec.parse(manifest["model"])
-        except SluiceError as error:
+            model = spec.build(schema)
+        except (ConfigError, ValidationError) as error:
             raise ArtifactError(
-                f"this installation can't build the model: {error}",
+                f"this installation can't build the model: {' '.join(str(error).split())}",
                 where=str(directory / MANIFEST),
-                remedy="install the package that brings it",
+                remedy="install the package that brings it, or the version of sluice that wrote it",
             ) from None
         for slot, gate in spec.all_gates.items():
             if gate.hash != manifest["gates"][slot]["hash"]:
@@ -194,7 +202,6 @@ class Bundle:
                     gate.hash,
                     "install the version of the gate's package that trained it",
                 )
-        model = spec.build(schema)
         try:
             model.load_state_dict(load_file(directory / WEIGHTS), strict=True)
         except (RuntimeError, SafetensorError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ctr_models.errors import ArtifactError, ConfigError
 from pipelines.release.registry import SCHEME, Release, locate, releases
-from pipelines.release.store import connect, default_uri, locked
+from pipelines.release.store import connect, default_uri, locked, shown
 
 CHAMPION, PREVIOUS = "champion", "previous"
 
@@ -161,7 +161,7 @@ def rollback(name: str, to: str = CHAMPION, *, dry_run: bool = False, tracking_u
         if previous is None:
             raise ArtifactError(
                 f"model {name!r} has no previous version to go back to as {to}",
-                where=uri,
+                where=shown(uri),
                 remedy=f"sluice promote {name} --version N --to {to}",
             )
         if not dry_run:

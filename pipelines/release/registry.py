@@ -15,7 +15,7 @@ import polars as pl
 
 from ctr_models.errors import ArtifactError, nearest
 from pipelines.features.files import atomic_directory
-from pipelines.release.store import connect, default_uri, experiment_id, locked
+from pipelines.release.store import connect, default_uri, experiment_id, locked, shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -116,7 +116,7 @@ def register(
             )
     except MlflowException as error:
         raise ArtifactError(
-            f"MLflow refused the bundle: {str(error).splitlines()[0][:300]}", where=f"{uri}: {name}"
+            f"MLflow refused the bundle: {shown(str(error).splitlines()[0])[:300]}", where=f"{shown(uri)}: {name}"
         ) from None
     return int(made.version)
 
@@ -167,11 +167,11 @@ def releases(name: str, tracking_uri: str | None = None) -> list[Release]:
             by_version.setdefault(int(number), []).append(alias)
     except MlflowException:
         raise ArtifactError(
-            f"no registered model {name!r}", where=uri, remedy=nearest(name, model_names(uri))
+            f"no registered model {name!r}", where=shown(uri), remedy=nearest(name, model_names(uri))
         ) from None
     found = [v for v in _pages(client, f"name = '{name}'") if v.name == name]
     if not found:
-        raise ArtifactError(f"model {name!r} has no version", where=uri, remedy="sluice train registers one")
+        raise ArtifactError(f"model {name!r} has no version", where=shown(uri), remedy="sluice train registers one")
     return sorted((_release(v, by_version) for v in found), key=lambda r: r.version)
 
 

@@ -63,9 +63,18 @@ def score_file(
     if out.suffix not in (".parquet", ".csv"):
         raise DataError("scores are written as .parquet or .csv", where=str(out))
     need_path(data, looked_for="a .parquet or .csv file of raw rows")
+    if out.exists() and out.samefile(data):
+        raise DataError("the scores would replace the rows", where=str(out), remedy="give another --out")
     frame = _scan(bundle, data)
     columns = frame.collect_schema().names()
     spec = bundle.state.spec
+    read = {c.column for c in spec.direct} | set(spec.request_columns)
+    if read.isdisjoint(columns):
+        raise DataError(
+            "holds none of the model's columns",
+            where=str(data),
+            remedy=f"it reads {', '.join(spec.request_columns)}",
+        )
     kept = [c for c in dict.fromkeys((spec.user, spec.item, spec.timestamp, spec.label)) if c and c in columns]
     whole = any(c.from_log and c.name not in columns for c in spec.columns)
     labels, scores, rows = [], [], 0

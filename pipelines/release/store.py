@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -40,6 +41,16 @@ def default_uri(workdir: Path = Path("runs")) -> str:
     return f"{_SQLITE}{Path(workdir).resolve() / 'mlflow.db'}"
 
 
+def shown(tracking_uri: str) -> str:
+    """Return a tracking URI as messages and artefacts may hold it: without user and password.
+
+    Example:
+        >>> shown("postgresql://sluice:secret@db/mlflow")
+        'postgresql://***@db/mlflow'
+    """
+    return re.sub(r"(?<=://)[^/@]*@", "***@", tracking_uri)
+
+
 def quiet() -> None:
     """Keep MLflow's, Alembic's and Git's remarks off the screen; their errors still raise."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -70,8 +81,8 @@ def connect(tracking_uri: str) -> MlflowClient:
             return client
     except (MlflowException, OSError, ImportError) as error:
         raise ArtifactError(
-            f"can't open the MLflow store: {str(error).splitlines()[0][:300]}",
-            where=tracking_uri,
+            f"can't open the MLflow store: {shown(str(error).splitlines()[0])[:300]}",
+            where=shown(tracking_uri),
             remedy="give another with --tracking-uri",
         ) from None
 

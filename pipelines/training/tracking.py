@@ -103,11 +103,13 @@ def check_reachable(uri: str) -> None:
         return
     import httpx
 
+    from pipelines.release.store import shown
+
     try:
         httpx.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT_SECONDS).raise_for_status()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ConfigError(
-            f"the tracking server {uri} does not answer ({error})",
+            f"the tracking server {shown(uri)} does not answer ({shown(str(error))})",
             where="tracking.uri",
             remedy="start it, correct the address, or set tracking.enabled=false",
         ) from None
@@ -176,7 +178,7 @@ class MlflowTracker(Tracker):
     def _params(self) -> None:
         from mlflow.entities import Param
 
-        flat = flatten(self._config.model_dump(mode="json", exclude={"workdir", "features"}))
+        flat = flatten(self._config.model_dump(mode="json", exclude={"workdir", "features", "tracking"}))
         params = [Param(k, str(v)[:6000]) for k, v in flat.items()]
         for start in range(0, len(params), 100):
             self._client.log_batch(self.run_id, params=params[start : start + 100])
@@ -198,11 +200,12 @@ class MlflowTracker(Tracker):
         """Record the final metrics, the configuration and the plots."""
 
         def work() -> None:
+            from pipelines.config import dump_config
             from pipelines.evaluation.plots import learning_curve, reliability_plot, telemetry_plot
 
             final = {**metrics, "best_epoch": trained["best_epoch"], "rows_per_second": trained["rows_per_second"]}
             self._metrics(final, trained["best_epoch"])
-            self._client.log_artifact(self.run_id, str(self._run_dir / "config.yaml"))
+            self._client.log_text(self.run_id, dump_config(self._config.public()), "config.yaml")
             if slices:
                 self._client.log_dict(self.run_id, slices, "slices.json")
             figures = {

@@ -98,6 +98,31 @@ def test_a_bundle_of_weights_that_diverged_is_not_made(bundle: Bundle, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_older_bundle_stays_until_the_new_one_has_proved_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = example_bundle(tmp_path / "b")
+    golden = str(tmp_path / "b" / "golden.parquet")
+
+    def unproved(self: Bundle) -> None:
+        raise ArtifactError("expected another score", where=f"{self.directory / 'golden.parquet'}: row 0")
+
+    monkeypatch.setattr(Bundle, "_replay", unproved)
+    with pytest.raises(ArtifactError) as caught:
+        example_bundle(tmp_path / "b", seed=1)
+    assert str(caught.value).startswith(f"{golden}: row 0: expected another score")
+    monkeypatch.undo()
+    assert Bundle.load(tmp_path / "b").hash == old.hash
+
+
+def test_decimals_score_alike_as_batch_and_request(tmp_path: Path) -> None:
+    made = example_bundle(tmp_path / "made")
+    log = example_log(8).with_columns(pl.col("price").cast(pl.Decimal(12, 2)))
+    options = {"state": made.state, "config": {}, "metrics": {}, "golden": log}
+    bundle = Bundle.create(tmp_path / "b", model=made.model, **options)  # replays both ways
+    np.testing.assert_allclose(bundle.score_frame(log), bundle.score_frame(example_log(8)), atol=1e-6)
+
+
 def test_a_bundle_needs_golden_rows(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a bundle needs at least one golden row"):
         Bundle.create(
@@ -171,6 +196,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown model": (
         lambda f: _edit_manifest(f, lambda m: m["model"].update(name="finalmpl")),
         r"can't build the model: .*unknown model 'finalmpl'\. did you mean 'finalmlp'",
+    ),
+    "a schema of a later version": (
+        lambda f: _edit_manifest(f, lambda m: m["schema"].update(later=1)),
+        r"can't build the model: .*later.*or the version of sluice that wrote it",
     ),
     "other gate hash": (
         lambda f: _edit_manifest(f, lambda m: m["gates"]["feature"].update(hash="0" * 12)),

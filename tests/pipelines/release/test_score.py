@@ -68,6 +68,12 @@ BAD = {
         lambda p: example_log(1).head(0).write_parquet(p),
         "log.parquet: no rows to score",
     ),
+    "another file": (
+        "log.parquet",
+        "scores.parquet",
+        lambda p: example_log(3).select(other="price").write_parquet(p),
+        "log.parquet: holds none of the model's columns. it reads user_id, city, clicked, hour, item_id, price",
+    ),
     "format": (
         "log.parquet",
         "scores.xlsx",
@@ -75,6 +81,15 @@ BAD = {
         "scores.xlsx: scores are written as .parquet or .csv",
     ),
 }
+
+
+def test_rows_are_not_replaced_by_their_scores(bundle: Bundle, tmp_path: Path) -> None:
+    file = tmp_path / "log.parquet"
+    example_log(20).write_parquet(file)
+    before = file.read_bytes()
+    with pytest.raises(DataError, match="the scores would replace the rows"):
+        score_file(bundle, file, file)
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("what", BAD)

@@ -35,8 +35,10 @@ def test_files_of_an_experiment_lie_beside_the_database(tmp_path: Path) -> None:
     assert client.get_experiment(made).artifact_location.startswith(tmp_path.as_uri())
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////proc/nowhere/mlflow.db", "postgresql://nobody@127.0.0.1:1/x"])
-def test_a_store_that_cant_be_opened_is_named(uri: str) -> None:
+@pytest.mark.parametrize("uri", ["sqlite:////proc/nowhere/mlflow.db", "postgresql://nobody:secret@127.0.0.1:1/x"])
+def test_a_store_that_cant_be_opened_is_named_but_not_its_password(uri: str) -> None:
     with pytest.raises(ArtifactError) as caught:
         connect(uri)
-    assert str(caught.value).startswith(f"{uri}: can't open the MLflow store")
+    named = uri.replace("nobody:secret", "***")
+    assert str(caught.value).startswith(f"{named}: can't open the MLflow store")
+    assert "secret" not in str(caught.value)

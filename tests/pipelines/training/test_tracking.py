@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ctr_models.errors import ConfigError
@@ -59,6 +61,8 @@ def test_plots_and_configuration_are_artefacts(recorded):
     names = {a.path for a in client.list_artifacts(result.mlflow_run_id)}
     names |= {a.path for a in client.list_artifacts(result.mlflow_run_id, "plots")}
     assert {"config.yaml", "plots/learning_curve.png", "plots/calibration.png", "plots/gates.png"} <= names
+    kept = Path(client.download_artifacts(result.mlflow_run_id, "config.yaml")).read_text()
+    assert kept == (result.run_dir / "config.yaml").read_text()
     assert (result.run_dir / "plots" / "gates.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -96,6 +100,16 @@ def test_a_server_that_does_not_answer_is_named_before_training(world, tmp_path)
     ):
         train(config, world, run_dir=tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "fit").exists()
+
+
+def test_a_password_in_the_uri_is_not_told():
+    for uri in ("http://me:secret@127.0.0.1:9", "http://me:secret@127.0.0.1:port"):
+        with pytest.raises(ConfigError) as caught:
+            check_reachable(uri)
+        assert "secret" not in str(caught.value)
+    config = parse_config({"tracking": {"uri": "http://me:secret@mlflow"}})
+    assert config.public().tracking.uri == "http://***@mlflow"
+    assert config.public().model_copy(update={"tracking": config.tracking}) == config
 
 
 def test_local_stores_need_no_server():
