@@ -63,7 +63,7 @@ class ModelSpec(BaseModel):
             model = MODELS[name]
         if not isinstance(gates, Mapping):
             raise ConfigError(f"expected slot: gate, got {gates!r}", where="model.gates")
-        slots = (*model.default_gates, SELECTION)
+        slots = model.slots()
         for slot in gates:
             if slot not in slots:
                 raise ConfigError(
@@ -161,6 +161,11 @@ class CTRModel(nn.Module):
         for gate in self.gates():
             loss = loss + gate.penalty().to(loss.device)
         return loss if self.selection is None else loss + self.selection.penalty().to(loss.device)
+
+    @classmethod
+    def slots(cls) -> tuple[str, ...]:
+        """Return the slots that a config may fill: the model's own, and ``selection``."""
+        return (*cls.default_gates, SELECTION)
 
     def select(self, selection: Selection) -> None:
         """Mask every feature value, in each of the model's embeddings, the linear term's included.

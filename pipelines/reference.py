@@ -62,7 +62,7 @@ def json_schema() -> Json:
             "type": "object",
             "description": "The gate in each slot.",
             "additionalProperties": False,
-            "properties": {slot: {"$ref": "#/$defs/gate"} for slot in MODELS[name].default_gates},
+            "properties": {slot: {"$ref": "#/$defs/gate"} for slot in MODELS[name].slots()},
         }
     schema["properties"]["model"] = {
         **_by_name(models, definitions),
@@ -104,7 +104,8 @@ def reference() -> str:
             parts.extend(_registered("recipe", "recipe.options", {name: RECIPES[name] for name in RECIPES}))
     parts.append("## `model`\n")
     parts.append(
-        "A name, or `{name: ..., gates: {slot: gate}, option: value}`. A dotted path names a class of your own.\n"
+        "A name, or `{name: ..., gates: {slot: gate}, option: value}`. A dotted path names a class of your own.\n\n"
+        "Besides the slots named below every model has slot `selection`, empty unless it is filled.\n"
     )
     for name in MODELS:
         model = MODELS[name]

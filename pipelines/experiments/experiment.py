@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ctr_models.errors import ConfigError, SluiceError, explain, nearest
 from ctr_models.gates.base import GATES
-from ctr_models.model import MODELS, ModelSpec
+from ctr_models.model import MODELS, SELECTION, ModelSpec
 from pipelines.config import RunConfig, apply_override, read_yaml
 from pipelines.experiments.statistics import METRICS, Difference
 from pipelines.training.recipes import RecipeConfig
@@ -71,8 +71,10 @@ class Arm(_Strict):
             ConfigError: unknown gate, or one that fits no slot of this model.
         """
         slots = [slot for slot in MODELS[base.name].default_gates if slot in GATES[gate].slots]
+        if not slots and SELECTION in GATES[gate].slots:
+            slots = [SELECTION]
         if not slots:
-            fitting = sorted(g for g in GATES if GATES[g].slots & set(MODELS[base.name].default_gates))
+            fitting = sorted(g for g in GATES if GATES[g].slots & set(MODELS[base.name].slots()))
             raise ConfigError(
                 f"gate {gate!r} fits no slot of model {base.name!r}",
                 where=f"arm {gate!r}",

@@ -50,7 +50,7 @@ def test_a_models_branch_holds_its_options_and_slots_and_no_others(schema: dict[
     for name, branch in branches.items():
         model = MODELS[name]
         assert set(branch["properties"]) == {"name", "gates", *model.Config.model_fields}
-        assert set(branch["properties"]["gates"]["properties"]) == set(model.default_gates)
+        assert set(branch["properties"]["gates"]["properties"]) == set(model.slots())
         assert branch["additionalProperties"] is False
 
 
