@@ -225,7 +225,7 @@ def _features_json(encoded: EncodedData, seconds: float) -> dict[str, Any]:
     fields += [
         {
             "name": f.name,
-            "kind": f.kind,
+            "kind": "cross" if f.of else f.kind,
             "role": f.role,
             "dim": f.dim,
             "table": f.table,

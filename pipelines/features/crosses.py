@@ -7,7 +7,7 @@ combinations share a key by chance with probability n^2 / 2^65, less than one in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from threading import Lock
 from typing import NamedTuple
 
@@ -82,8 +82,8 @@ class Crosser:
         """The columns that are crossed, each once."""
         return list(dict.fromkeys(name for of in self._of.values() for name in of))
 
-    def keys(self, chunk: Mapping[str, RawColumn]) -> dict[str, pl.Series]:
-        """Return the keys of each cross, (N,) Int64, null where a part is missing.
+    def keys(self, chunk: Mapping[str, RawColumn]) -> Iterator[tuple[str, pl.Series]]:
+        """Yield each cross and its keys, (N,) Int64, null where a part is missing.
 
         Args:
             chunk: the raw columns; a coded one must have the same values in every chunk.
@@ -92,7 +92,8 @@ class Crosser:
             DataError: a value is not of its column's type.
         """
         parts = {name: self._hashed(name, chunk) for name in self._parts}
-        return {name: cross_keys(parts[part] for part in of) for name, of in self._of.items()}
+        for name, of in self._of.items():  # one at a time: many crosses of a chunk would fill the memory
+            yield name, cross_keys(parts[part] for part in of)
 
     def _hashed(self, part: str, chunk: Mapping[str, RawColumn]) -> Hashed:
         raw, kind = self._parts[part]

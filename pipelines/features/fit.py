@@ -110,7 +110,7 @@ class Fitter:
                     np.add.at(seen, index + 1, 1)
             else:
                 self._take(name, column if keep is None else column.filter(pl.Series(keep)), None)
-        for name, keys in self._crosser.keys(chunk).items():
+        for name, keys in self._crosser.keys(chunk):
             self._tables[name].values(keys if keep is None else keys.filter(pl.Series(keep)), None)
 
     def _take(self, name: str, values: pl.Series, counts: np.ndarray | None) -> None:

@@ -274,10 +274,10 @@ class _Features:
     def encode(self, chunk: dict[str, RawColumn], rows: slice) -> dict[str, Encoded]:
         """Encode the rows of a chunk, in the order of the schema."""
         out: dict[str, Encoded] = {}
-        keys = self.crosser.keys(chunk)
+        crossed = {name: self.encoder.ids(name, keys) for name, keys in self.crosser.keys(chunk)}
         for name in self.names:
-            if name in keys:
-                out[name] = self.encoder.ids(name, keys[name])
+            if name in crossed:
+                out[name] = crossed[name]
             elif name in self.histories:
                 histories, ids = self.histories[name]
                 out[name] = histories.take(ids, rows)

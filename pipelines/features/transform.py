@@ -122,7 +122,7 @@ def transform(state: FeatureState, frame: pl.LazyFrame, *, source: str) -> pl.La
                 encoded[c.name] = encoder.column(c, batch[raw] if raw in there else nothing)
         parts = {columns[name].column: nothing for name in crosser.parts}
         parts |= {raw: batch[raw] for raw in parts if raw in there}
-        encoded |= {name: encoder.ids(name, keys) for name, keys in crosser.keys(parts).items()}
+        encoded |= {name: encoder.ids(name, keys) for name, keys in crosser.keys(parts)}
         out = [_series(name, encoded[name]) for name in names]
         label = batch[spec.label].cast(pl.Float32).fill_null(0.0).to_numpy() if spec.label in there else None
         out.append(pl.Series(LABEL, np.zeros(len(batch), dtype=np.float32) if label is None else label))

@@ -93,7 +93,7 @@ def worlds(draw: st.DrawFn) -> tuple[FeatureSpec, pl.DataFrame, pl.DataFrame]:
     return spec, frame(draw(st.integers(1, 10))), frame(draw(st.integers(1, 5)))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck))
 @given(world=worlds())
 def test_a_request_is_encoded_as_the_batch_is(world: tuple[FeatureSpec, pl.DataFrame, pl.DataFrame]) -> None:
     spec, log, unseen = world
@@ -110,7 +110,7 @@ def test_a_request_is_encoded_as_the_batch_is(world: tuple[FeatureSpec, pl.DataF
             np.testing.assert_array_equal(one.single, batch.single[:, [i, i]])
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck))
 @given(world=worlds())
 def test_ids_are_those_of_the_counted_combinations(world: tuple[FeatureSpec, pl.DataFrame, pl.DataFrame]) -> None:
     spec, log, unseen = world
@@ -234,12 +234,12 @@ def test_texts_of_a_dictionary_are_hashed_once(monkeypatch: pytest.MonkeyPatch) 
     crosser = Crosser(spec_of(BOTH, columns=("user", "hour")), {"user": "text", "hour": "integer"}, "log")
     coded = Coded(pl.Series(["ann", "", "bob"]), np.array([0, 2, -1, 1], dtype=np.int32))
     chunk = {"user": coded, "hour": pl.Series([7, 7, 7, 7])}
-    first = crosser.keys(chunk)["user_x_hour"]
-    plain = crosser.keys({"user": pl.Series(["ann", "bob", None, ""]), "hour": chunk["hour"]})["user_x_hour"]
+    first = dict(crosser.keys(chunk))["user_x_hour"]
+    plain = dict(crosser.keys({"user": pl.Series(["ann", "bob", None, ""]), "hour": chunk["hour"]}))["user_x_hour"]
     assert first.to_list() == plain.to_list()
     assert first.is_null().to_list() == [False, False, True, True]
     monkeypatch.setattr("pipelines.features.crosses.canonical_series", lambda s, kind: s.cast(pl.Int64))
-    assert crosser.keys(chunk)["user_x_hour"].to_list() == first.to_list()
+    assert dict(crosser.keys(chunk))["user_x_hour"].to_list() == first.to_list()
 
 
 def test_what_can_not_be_read_names_its_column() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.features import hashing
-from pipelines.features.hashing import mix, stable_hash
+from pipelines.features.hashing import combine, mix, stable_hash
 
 P, M = 0x9E3779B97F4A7C15, 2**64
 
@@ -95,3 +95,18 @@ def test_the_hash_is_pinned() -> None:
     assert stable_hash(pl.Series(["", "a", "日本"])).tolist() == texts
     assert stable_hash(pl.Series([0, -7]), salt=5).tolist() == [3497389314530649856, 761076768878652421]
     assert mix(np.array([0, 1], dtype=np.uint64)).tolist() == [0, 0x5692161D100B05E5]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(0, M - 1), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_several_hashes_are_combined_as_defined(parts: list[list[int]]) -> None:
+    expected = parts[0]
+    for other in parts[1:]:
+        expected = [finaliser((one * P + two) % M) for one, two in zip(expected, other, strict=True)]
+    assert combine([np.array(p, dtype=np.uint64) for p in parts]).tolist() == expected
+
+
+def test_pairs_of_small_numbers_do_not_meet() -> None:
+    hashes = stable_hash(pl.Series(range(600)))
+    left, right = np.repeat(hashes, 600), np.tile(hashes, 600)
+    assert len(np.unique(combine([left, right]))) == 360_000
