@@ -78,7 +78,10 @@ class DNN(CTRModel):
         try:
             self.eval()
             (x,) = self.inputs(batch)
-            told = self.exits.report(self.exits(self.mlp, x), batch.label)
+            passage = self.exits(self.mlp, x)
         finally:
             self.train(was_training)
-        return seen | {f"exits.{name}": figures for name, figures in told.items()}
+        for number, gate in enumerate(self.exits.gates):  # of all rows, not of those that reach it
+            seen[f"exits.gates.{number}"] = gate.telemetry(passage.on[:, number])
+        report = self.exits.report(passage, batch.label)
+        return seen | {f"exits.{name}": figures for name, figures in report.items()}

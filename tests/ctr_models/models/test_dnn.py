@@ -56,4 +56,7 @@ def test_telemetry_tells_each_exit_and_its_calibration() -> None:
     assert sum(told[f"exits.{i}"]["share"] for i in range(3)) == pytest.approx(1)
     assert all(0 <= told[f"exits.{i}"]["ece_all"] <= 1 for i in range(3))
     assert model.training
+    with torch.no_grad():
+        model.exits.gates[0].linear.bias.fill_(-100.0)  # nobody reaches the second gate
+    assert "exits.gates.1" in model.telemetry(example_batch(SCHEMA, rows=4))
     assert "exits.total" not in deep().telemetry(example_batch(SCHEMA, rows=4))
