@@ -8,7 +8,6 @@ from torch.export import Dim
 
 from ctr_models.gates import GATES
 from ctr_models.gates.probe import Case, Sizes, cases, inputs
-from ctr_models.gates.recall import recall_of
 
 CASES = [case for name in GATES for case in cases(name) if case.slot == "sequence"]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -54,8 +53,3 @@ def test_exported_it_takes_any_histories(case: Case) -> None:
     program = torch.export.export(use, given, dynamic_shapes=(({0: total}, {0: total}, {0: rows + 1}, {0: rows}),))
     for batch in (given, other):
         torch.testing.assert_close(program.module()(*batch), use(*batch))
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.type.recalls], ids=str)
-def test_a_gate_that_claims_recall_has_it(case: Case) -> None:
-    assert recall_of(case.gate(Sizes(dim=32))) > 0.95
