@@ -141,8 +141,8 @@ class AWMoE(CTRModel):
     def _contrast(self, x: Tensor, history: _History, user: Tensor) -> Tensor:
         own = self.config.contrast
         there = history.offsets.diff() > 0  # (B,)
-        views = [
+        one, other = (
             self.gate.mixture(x, *masked_view(history.values, history.offsets, own.mask), history.query)[there]
             for _ in range(2)
-        ]
-        return contrastive_loss(*views, user[there], temperature=own.temperature, block=own.block)
+        )
+        return contrastive_loss(one, other, user[there], temperature=own.temperature, block=own.block)
