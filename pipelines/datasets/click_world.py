@@ -339,8 +339,8 @@ class ClickWorld(Dataset):
             DataError: the folder holds something else, a world of other options, or no day up to ``until``.
         """
         folder = path if path is not None else world_folder(self.options)
-        if not (folder / _CARD).is_file():
-            write_world(self.options, folder)
+        if not (folder / _CARD).is_file():  # all of it: who asks for a later day next must not get fewer
+            write_world(self.options.model_copy(update={"until_day": None, "until": None}), folder)
         options = _check_card(self.options, folder)
         files = [f for f in map(lambda d: day_file(folder, d), range(options.last_day)) if f.is_file()]
         if not files:

@@ -31,7 +31,7 @@ class FrappeOptions(DatasetOptions):
 
     negatives: int = Field(2, ge=1)
     """Rows with label 0 for each use: the same user and context with an app that the user never used."""
-    seed: int = 2026
+    seed: int = Field(2026, ge=0)
 
 
 @register_dataset("frappe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -15,6 +16,7 @@ from pipelines.datasets.files import fingerprint, need_path, scan_csv, three_par
 from pipelines.features.spec import Column, FeatureSpec, Standard, Vocabulary
 
 _PUBLISHED = "the published files are RecZoo's data sets (Criteo_x1, Avazu_x1, MovielensLatest_x1, Frappe_x1, ...)"
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _USER = ("user", "user_id", "userid")
 _ITEM = ("item", "item_id", "itemid")
 
@@ -61,6 +63,13 @@ class RecZoo(Dataset):
         seen = scan_csv([files["train"]], infer_schema_length=1000).collect_schema()
         label, *columns = seen.names()
         scan_csv(list(files.values()), infer_schema=False)  # one header for all three
+        unfit = [n for n in columns if not NAME.fullmatch(n)]
+        if unfit or not columns:
+            raise DataError(
+                f"column {unfit[0]!r} can't name a feature" if unfit else "no column stands beside the label",
+                where=f"{files['train']}: row 1",
+                remedy="use letters, digits and _ in the header, or read the folder by source: csv",
+            )
         numeric = self.options.numeric
         if numeric is None:
             numeric = tuple(n for n in columns if seen[n].is_float())

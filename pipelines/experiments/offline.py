@@ -229,9 +229,17 @@ def _population(experiment: Experiment, data: EncodedData) -> tuple[np.ndarray, 
                 where=f"experiment {experiment.name}: population",
                 remedy=f"add it to features.keep; {nearest(condition.column, known)}",
             )
-    mask = pl.all_horizontal(pl.lit(True), *(c.expression() for c in experiment.population))
     truth = [] if data.truth is None else [pl.col(data.truth).cast(pl.Float64).alias("__truth__")]
-    found = frame.select(mask.alias("__in__"), *truth, pl.col("__row__")).collect()
+    try:
+        mask = pl.all_horizontal(pl.lit(True), *(c.expression() for c in experiment.population))
+        found = frame.select(mask.alias("__in__"), *truth, pl.col("__row__")).collect()
+    except (pl.exceptions.PolarsError, TypeError):
+        types = ", ".join(f"{c.column} is {frame.collect_schema()[c.column]}" for c in experiment.population)
+        raise DataError(
+            f"a condition compares a column with values of another type ({types})",
+            where=f"experiment {experiment.name}: population",
+            remedy="write text as text and numbers as numbers",
+        ) from None
     population = found["__in__"].to_numpy()
     if not population.any():
         raise DataError(

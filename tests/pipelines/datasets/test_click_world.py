@@ -149,6 +149,16 @@ def test_without_a_path_it_lies_in_the_work_folder(tmp_path: Path, monkeypatch: 
     assert len(list(Path("runs/click_world").iterdir())) == 1
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_world_made_for_an_early_day_has_the_later_ones_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, options = (tmp_path / "w" if named else None), SMALL.model_dump(exclude_defaults=True)
+    days = [_open(path, **options, until_day=n).parts["all"].frame.collect()["time"].dt.date() for n in (1, 3)]
+    assert [d.n_unique() for d in days] == [1, 3]
+
+
 def test_another_world_or_other_files_are_not_touched(tmp_path: Path) -> None:
     write_world(SMALL, tmp_path / "w")
     with pytest.raises(DataError, match=r"world.json: the world there has seed 2026, the config asks for 7"):

@@ -42,6 +42,21 @@ def test_numbers_can_be_named(tmp_path: Path) -> None:
         open_data(DataConfig(source="reczoo", path=tmp_path, options={"numeric": ["users"]}))
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("label,user id", "row 1: column 'user id' can't name a feature. use letters, digits and _ in the header"),
+        ("label", "row 1: no column stands beside the label"),
+    ],
+)
+def test_a_header_that_makes_no_features_is_refused(tmp_path: Path, header: str, message: str) -> None:
+    text = f"{header}\n1{',a' * header.count(',')}\n"
+    write(tmp_path, train=text, valid=text, test=text)
+    with pytest.raises(DataError) as caught:
+        open_data(DataConfig(source="reczoo", path=tmp_path))
+    assert message in str(caught.value)
+
+
 def test_parts_must_agree_and_be_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train.csv not found; looked for train.csv, valid.csv and test.csv"):
         open_data(DataConfig(source="reczoo", path=tmp_path))

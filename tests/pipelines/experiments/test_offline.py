@@ -115,6 +115,9 @@ def test_mistakes_show_before_any_training(config, rows, trained):
         run_offline(experiment(arms=arms), config, rows)
     with pytest.raises(DataError, match=r"no column 'contry' beside the encoded features. add it to features.keep"):
         run_offline(experiment(population=[{"column": "contry", "values": ["DE"]}]), config, rows)
+    for values in ([1], ["DE", 1]):
+        with pytest.raises(DataError, match=r"population: a condition compares .* \(country is String\)"):
+            run_offline(experiment(population=[{"column": "country", "values": values}]), config, rows)
     with pytest.raises(DataError, match="no test row is in the population"):
         run_offline(experiment(population=[{"column": "country", "values": ["IT"]}]), config, rows)
     assert trained == []
