@@ -219,7 +219,7 @@ def _from_file(file: Path, wanted: str) -> str:
     if not file.is_file():
         raise ConfigError("no such file", where=str(file), remedy="give the path of a .py file that holds a gate")
     module_name = f"gates_of_{file.stem}"  # a file called json.py shall not stand in for json
-    spec = importlib.util.spec_from_file_location(module_name, file)
+    spec = importlib.util.spec_from_file_location(module_name, file.resolve())
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
