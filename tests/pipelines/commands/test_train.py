@@ -131,6 +131,63 @@ def test_only_rank_0_opens_the_source_since_that_may_write_it(monkeypatch):
     assert _prepare(parse_config({}), Second()) == (None, Path("encoded"))
 
 
+@pytest.mark.parametrize("recipe", ["optfs", "fdo"])
+def test_a_recipe_that_makes_tables_smaller_from_raw_logs_to_scores(file, tmp_path, recipe):
+    import polars as pl
+
+    from pipelines.config import load_config
+    from pipelines.datasets.base import open_data
+    from pipelines.features.prepare import EncodedData
+    from pipelines.training.predict import predict
+
+    changes = ["tracking.enabled=false", "model={name: fm, embedding_std: 0.05}", f"recipe.name={recipe}"]
+    changes += ["train.embedding.backend=dense", "train.epochs=1"]
+    if recipe == "optfs":
+        gate = "{name: annealed, penalty: 0.002, sharpness: 50}"
+        changes += [f"model.gates.selection={gate}", "recipe.options={search_epochs: 2, lr: 0.05}"]
+    out = tmp_path / "result.json"
+    done = sluice("-c", file, *(x for c in changes for x in ("-o", c)), "--run", recipe, "--json", out)
+    assert done.exit_code == 0, done.output
+    result = json.loads(out.read_text())
+    (told,) = result["reports"]
+    assert told["title"] in done.output
+    assert f"{told['rows'][-1][told_key(recipe)]:,}" in done.output
+    bundle = Bundle.load(Path(result["bundle"]))
+    fields = {f.table: (f.rows, f.stored) for f in (*bundle.model.schema.sparse, *bundle.model.schema.sequences)}
+    for row in told["rows"][:-1]:
+        expected = row["rows after"] if recipe == "optfs" else row["dim after"]
+        assert fields[row["table"]][recipe == "fdo"] == expected
+
+    config = load_config(file)
+    raw = open_data(config.data).parts["all"].frame.collect()
+    (encoded,) = (file.parent / "work" / "features").glob("*/manifest.json")
+    data = EncodedData.open(encoded.parent)
+    if recipe == "optfs":
+        data = EncodedData.open(Path(result["run_dir"]) / "remove" / "features")
+    test = predict(bundle.model, data, "test")
+    raw.write_parquet(tmp_path / "log.parquet")  # whole: the histories come from it
+    scored = CliRunner().invoke(
+        build_app(),
+        [
+            "score",
+            "-m",
+            result["bundle"],
+            "--data",
+            str(tmp_path / "log.parquet"),
+            "--out",
+            str(tmp_path / "out.parquet"),
+        ],
+        catch_exceptions=False,
+    )
+    assert scored.exit_code == 0, scored.output
+    scores = pl.read_parquet(tmp_path / "out.parquet")["score"].to_numpy()
+    assert scores[test.row] == pytest.approx(test.probability, abs=1e-5)
+
+
+def told_key(recipe: str) -> str:
+    return {"optfs": "rows after", "fdo": "parameters after"}[recipe]
+
+
 def test_two_ranks_make_an_ordinary_bundle(file):
     out = file.parent / "two.json"
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2"]
