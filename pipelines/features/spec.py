@@ -220,7 +220,7 @@ class FeatureSpec(_Strict):
         for c in self.crosses:
             for name in c.of:
                 if name not in by_name:
-                    remedy = nearest(name, by_name)
+                    remedy = nearest(name, [n for n, one in by_name.items() if one.kind == "categorical"])
                     raise ValueError(f"cross {c.name!r} is of {name!r}, which is no column. {remedy}")
                 if by_name[name].kind != "categorical":
                     raise ValueError(
