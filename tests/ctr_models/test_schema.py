@@ -35,6 +35,10 @@ def test_it_survives_json() -> None:
         ({"sparse": (IdField(name="a", rows=2), IdField(name="a", rows=2))}, "appear twice"),
         ({"sparse": (IdField(name="a", rows=2), IdField(name="b", rows=3, table="a"))}, "differ in rows or dim"),
         ({"sequences": (IdField(name="h", rows=2, kind="sequence", target="x"),)}, "target 'x', which is no field"),
+        (
+            {"sparse": (IdField(name="c", rows=2, of=("a", "b")),)},
+            r"cross 'c' is of \['a', 'b'\], which are no fields",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused(fields: dict, message: str) -> None:
