@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pipelines.commands.result import Json, write_json
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -23,27 +25,20 @@ def demo(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("runs/demo"),
     rows: Annotated[int, typer.Option(min=2000, help="Rows of the simulated world.")] = 300_000,
-    json: Annotated[str | None, typer.Option("--json", help="Write the figures to a file, or - to stdout.")] = None,
+    json: Json = None,
 ) -> None:
     """Logs, features, two models with two gates each, comparison, registry, running server, report.
 
     What an earlier call has finished is taken from there: a second call takes seconds.
     """
-    import json as codec
     import signal
     import sys
 
     from rich.console import Console
 
-    from pipelines.features.files import atomic_write
     from serving.walkthrough import Walkthrough
 
     # A polite request to end unwinds the stack, so that the server goes as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     screen = Console(stderr=json == "-", highlight=False)
-    figures = Walkthrough(out, data, rows, screen).run()
-    text = codec.dumps(figures, indent=2)
-    if json == "-":
-        typer.echo(text)
-    elif json is not None:
-        atomic_write(Path(json), text + "\n")
+    write_json(json, Walkthrough(out, data, rows, screen).run())

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands.result import Json, write_json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -55,9 +57,7 @@ def register(app: typer.Typer) -> None:
         report: Annotated[
             Path | None, typer.Option(help="HTML report. Default: report.html in the experiment's folder.")
         ] = None,
-        json_path: Annotated[
-            Path | None, typer.Option("--json", help="Write the result here; - prints it.")
-        ] = None,
+        json: Json = None,
         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     ) -> None:
         """Train arms on the same rows and compare them.
@@ -71,8 +71,7 @@ def register(app: typer.Typer) -> None:
         from pipelines.config import load_config
         from pipelines.experiments.offline import run_offline
 
-        to_stdout = json_path is not None and str(json_path) == "-"
-        console, talk = Console(stderr=to_stdout), Console(stderr=True, quiet=quiet)
+        console, talk = Console(stderr=json == "-"), Console(stderr=True, quiet=quiet)
         run = load_config(config, override or ())
         plan = _experiment(run, experiment, arm or [], control, seeds, name)
         result = run_offline(
@@ -80,7 +79,7 @@ def register(app: typer.Typer) -> None:
         )
         _print(result, console)
         path = result.write_report(report or run.workdir / "experiments" / plan.name / "report.html")
-        _write_json({**result.to_dict(), "report": str(path)}, json_path)
+        write_json(json, {**result.to_dict(), "report": str(path)})
         console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
@@ -157,26 +156,3 @@ def _print(result: OfflineResult, console: Console) -> None:
 def _with_deviation(arm: Any, metric: str) -> str:
     mean = f"{arm.mean(metric):.5f}"
     return mean if len(arm.metrics) == 1 else f"{mean} ± {arm.deviation(metric):.5f}"
-
-
-def _write_json(content: dict[str, Any], path: Path | None) -> None:
-    import json
-    import math
-
-    from pipelines.features.files import atomic_write
-
-    def plain(value: Any) -> Any:
-        """JSON has no NaN; an undefined metric is null."""
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-    if path is None:
-        return
-    text = json.dumps(plain(content), indent=2)
-    if str(path) == "-":
-        print(text)
-    else:
-        atomic_write(path, text + "\n")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands.result import Json, write_json
+
 if TYPE_CHECKING:
     from pipelines.features.guess import Proposal
     from pipelines.features.prepare import EncodedData
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
 _Config = Annotated[Path | None, typer.Option("-c", "--config", help="The run's configuration.")]
 _Override = Annotated[
     list[str] | None, typer.Option("-o", "--override", help="key.sub=value, repeatable; values are YAML.")
-]
-_Json = Annotated[
-    str | None, typer.Option("--json", help="Write the result as JSON to this file; - is the screen.")
 ]
 
 
@@ -53,7 +52,7 @@ def init(
     time: Annotated[str | None, typer.Option(help="The column of times.")] = None,
     sample: Annotated[int, typer.Option(min=100, help="Rows to look at.")] = 100_000,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
-    json_path: _Json = None,
+    json_path: Json = None,
 ) -> None:
     """Look at a log and write a commented ctr.yaml: label, user, item, time and every column's kind guessed."""
     import yaml
@@ -72,10 +71,10 @@ def init(
     atomic_write(out, text)
     if json_path != "-":
         _show_proposal(proposal, out)
-    _write_json(json_path, {"config": str(out), **_proposal_json(proposal)})
+    write_json(json_path, {"config": str(out), **_proposal_json(proposal)})
 
 
-def features(config: _Config = None, override: _Override = None, json_path: _Json = None) -> None:
+def features(config: _Config = None, override: _Override = None, json_path: Json = None) -> None:
     """Validate, fit and encode the data of a configuration; an earlier result for the same bytes is reused."""
     import time
 
@@ -91,7 +90,7 @@ def features(config: _Config = None, override: _Override = None, json_path: _Jso
     report = _features_json(encoded, seconds)
     if json_path != "-":
         _show_features(report)
-    _write_json(json_path, report)
+    write_json(json_path, report)
 
 
 def world(
@@ -106,7 +105,7 @@ def world(
     day: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Write this day only, as a log grows.")
     ] = None,
-    json_path: _Json = None,
+    json_path: Json = None,
 ) -> None:
     """Write a click world: a simulated log in which the true probability of every click is known."""
     import polars as pl
@@ -146,7 +145,7 @@ def world(
             f"{report['rows']:,} rows in {len(files)} files under {out}: click rate {report['click_rate']:.3f}, "
             f"best possible AUC {best['auc']:.4f}, logloss {best['logloss']:.4f}"
         )
-    _write_json(json_path, report)
+    write_json(json_path, report)
 
 
 def _proposal_json(proposal: Proposal) -> dict[str, Any]:
@@ -289,15 +288,3 @@ def _progress(what: str, rows: int, *, shown: bool) -> Iterator[Callable[[int], 
     ) as progress:
         task = progress.add_task(what, total=rows)
         yield lambda done: progress.advance(task, done)
-
-
-def _write_json(path: str | None, content: dict[str, Any]) -> None:
-    import json
-
-    from pipelines.features.files import atomic_write
-
-    text = json.dumps(content, indent=2, default=str)
-    if path == "-":
-        typer.echo(text)
-    elif path is not None:
-        atomic_write(Path(path), text + "\n")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands.result import Json, write_json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from pipelines.release.registry import Release
 
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow store. [default: the one under runs]")]
-Json = Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or - to stdout.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -74,7 +75,7 @@ def models(
                 datetime.fromtimestamp(r.created / 1000, UTC).strftime("%Y-%m-%d %H:%M"),
             )
         screen.print(table)
-    _write_json(json, [{**asdict(r), "uri": r.uri} for r in found])
+    write_json(json, [{**asdict(r), "uri": r.uri} for r in found])
 
 
 def promote(
@@ -117,7 +118,7 @@ def promote(
     else:
         decision = promotion.rollback(name, to, dry_run=dry_run, tracking_uri=tracking_uri)
     _tell(_screen(json), decision)
-    _write_json(json, decision.to_dict())
+    write_json(json, decision.to_dict())
     if not decision.allowed:
         raise typer.Exit(1)
 
@@ -163,7 +164,7 @@ def score(
     if done.metrics:
         screen.print("  ".join(f"{name} {done.metrics[name]:.5f}" for name in ("auc", "logloss", "ece")))
     result = {"rows": done.rows, "rows_per_second": done.rows / seconds, "out": str(out), "metrics": done.metrics}
-    _write_json(json, {**result, "bundle": bundle.hash})
+    write_json(json, {**result, "bundle": bundle.hash})
 
 
 def _tell(screen: Console, decision: Decision) -> None:
@@ -196,14 +197,3 @@ def _screen(json: str | None) -> Console:
     from rich.console import Console
 
     return Console(stderr=json == "-", highlight=False)
-
-
-def _write_json(target: str | None, content: Any) -> None:
-    import json
-
-    from pipelines.features.files import atomic_write
-
-    if target == "-":
-        typer.echo(json.dumps(content, indent=2))
-    elif target is not None:
-        atomic_write(Path(target), json.dumps(content, indent=2) + "\n")

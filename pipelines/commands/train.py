@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands.result import Json, write_json
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -56,7 +58,7 @@ def train_command(
             "a finished one is not trained or registered again.",
         ),
     ] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here; - prints it.")] = None,
+    json: Json = None,
 ) -> None:
     """Train a model: features, training, test metrics, a bundle, a registered version."""
     from ctr_models.errors import ConfigError
@@ -81,7 +83,7 @@ def train_command(
         result = train(checked, data, run_dir=folder, resume=going_on, progress=me.first)
         if raw is not None:
             report = _release(checked, raw, result, once=going_on or run is not None)
-            _show(checked, data, result, report, json_path)
+            _show(checked, data, result, report, json)
         me.wait()
 
 
@@ -187,18 +189,15 @@ def _release(config: RunConfig, raw: RawData, result: TrainResult, *, once: bool
 
 
 def _show(
-    config: RunConfig, data: EncodedData, result: TrainResult, report: dict[str, Any], json_path: Path | None
+    config: RunConfig, data: EncodedData, result: TrainResult, report: dict[str, Any], json: str | None
 ) -> None:
-    import json
-
     from rich.console import Console
     from rich.table import Table
 
     from pipelines.training.truth import best_possible
 
     best = {f"{split}_{k}": v for split in ("valid", "test") for k, v in best_possible(data, split).items()}
-    to_stdout = json_path is not None and str(json_path) == "-"
-    console = Console(stderr=to_stdout)
+    console = Console(stderr=json == "-")
     table = Table(
         title=f"{config.name}: {config.model.name}, best epoch {_best_epoch(result)}", title_justify="left"
     )
@@ -219,7 +218,8 @@ def _show(
         lines.append(f"registered: models:/{config.name}/{report['version']}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    content = json.dumps(
+    write_json(
+        json,
         {
             "metrics": result.metrics,
             "best_possible": best,
@@ -232,12 +232,7 @@ def _show(
             "name": config.name,
             **report,
         },
-        indent=2,
     )
-    if to_stdout:
-        print(content)
-    elif json_path is not None:
-        json_path.write_text(content + "\n", encoding="utf-8")
 
 
 def _report_table(told: dict[str, Any]) -> Table:
