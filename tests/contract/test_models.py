@@ -160,17 +160,17 @@ def test_every_table_is_a_collection_of_torchrec(name: str) -> None:
 
 
 @every_model
-@every_schema
-def test_exported_it_is_the_same_for_any_number_of_rows(name: str, schema: Schema) -> None:
-    model = make(name, schema).eval()
+def test_exported_it_is_the_same_for_any_number_of_rows(name: str) -> None:
+    model = make(name, MIXED).eval()
     program = export(model).module()
     for rows in (1, 3, 11):
-        batch = example_batch(schema, rows=rows, seed=rows)
+        batch = example_batch(MIXED, rows=rows, seed=rows)
         torch.testing.assert_close(program(*tensors(batch)), model(batch), rtol=1e-5, atol=1e-6)
 
 
 @every_model
 def test_compiled_it_is_the_same(name: str) -> None:
+    """On the other schema: tracing is what takes the time of this suite, and both ways trace alike."""
     torch._dynamo.reset()
     model, batch = make(name, PLAIN).eval(), example_batch(PLAIN, rows=6)
     compiled = torch.compile(TensorModel(model), backend="aot_eager", dynamic=False)
