@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -45,7 +47,6 @@ class FusedTables(nn.Module):
         super().__init__()
         self.configs = configs
         self._features = [name for config in configs for name in config.feature_names]
-        pooling = getattr(configs[0], "pooling", PoolingType.SUM)
         on_cpu = device.type == "cpu"
         self.operator = SplitTableBatchedEmbeddingBagsCodegen(
             [
@@ -58,7 +59,7 @@ class FusedTables(nn.Module):
                 for config in configs
             ],
             feature_table_map=[i for i, config in enumerate(configs) for _ in config.feature_names],
-            pooling_mode=PoolingMode.MEAN if pooling == PoolingType.MEAN else PoolingMode.SUM,
+            pooling_mode=PoolingMode.MEAN if configs[0].pooling == PoolingType.MEAN else PoolingMode.SUM,
             optimizer=KINDS[optimizer],
             learning_rate=lr,
             eps=eps,
@@ -91,47 +92,48 @@ class FusedTables(nn.Module):
         return self.operator(values, offsets)
 
 
-def _register(holder: nn.ModuleDict, tables: FusedTables, source: nn.ModuleDict) -> None:
-    """Copy the initial weights and name the storage as the plain collection does."""
-    for name, weight in tables.weights().items():
-        weight.copy_(source[name].weight.detach())
-        holder[name] = nn.Module()
-        holder[name].register_parameter("weight", nn.Parameter(weight, requires_grad=False))
-
-
-class FusedBags(nn.Module):
-    """Stands in for an EmbeddingBagCollection.
+class _Fused(nn.Module):
+    """Stands in for a collection of TorchRec's.
 
     Args:
-        plain: the collection whose weights are taken over.
-        optimizer: a key of :data:`KINDS`.
-        lr: learning rate.
-        eps: of the optimiser.
-        device: where the tables live.
+        groups: configs of the tables that go into one operator.
+        make: makes an operator of such a group.
     """
 
-    def __init__(
-        self, plain: EmbeddingBagCollection, optimizer: str, lr: float, eps: float, device: torch.device
-    ) -> None:
+    def __init__(self, groups: Iterable[list[Any]], make: Callable[[list[Any]], FusedTables]) -> None:
         super().__init__()
-        self._configs = plain.embedding_bag_configs()
-        groups = defaultdict(list)
-        for config in self._configs:
-            groups[config.pooling].append(config)
-        self._groups = [FusedTables(configs, optimizer, lr, eps, device) for configs in groups.values()]
-        self._keys = [name for group in self._groups for name in group._features]
-        self._dims = [c.embedding_dim for g in self._groups for c in g.configs for _ in c.feature_names]
-        self.embedding_bags = nn.ModuleDict()
-        for group in self._groups:
-            _register(self.embedding_bags, group, plain.embedding_bags)
-
-    def embedding_bag_configs(self) -> list[Any]:
-        """Return TorchRec's table configs."""
-        return self._configs
+        self._groups = [make(configs) for configs in groups]
 
     def tables(self) -> list[FusedTables]:
         """Return the operators."""
         return self._groups
+
+    def _named(self, plain: nn.ModuleDict) -> nn.ModuleDict:
+        """Take over the weights of the plain collection, and name the storage as it does."""
+        holder = nn.ModuleDict()
+        for name, weight in [entry for group in self._groups for entry in group.weights().items()]:
+            weight.copy_(plain[name].weight.detach())
+            holder[name] = nn.Module()
+            holder[name].register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+        return holder
+
+
+class FusedBags(_Fused):
+    """Stands in for an EmbeddingBagCollection: an operator for each way of pooling."""
+
+    def __init__(self, plain: EmbeddingBagCollection, make: Callable[[list[Any]], FusedTables]) -> None:
+        self._configs = plain.embedding_bag_configs()
+        groups = defaultdict(list)
+        for config in self._configs:
+            groups[config.pooling].append(config)
+        super().__init__(groups.values(), make)
+        self._keys = [name for group in self._groups for name in group._features]
+        self._dims = [c.embedding_dim for g in self._groups for c in g.configs for _ in c.feature_names]
+        self.embedding_bags = self._named(plain.embedding_bags)
+
+    def embedding_bag_configs(self) -> list[Any]:
+        """Return TorchRec's table configs."""
+        return self._configs
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Return pooled embeddings of every feature, (B, sum of dims)."""
@@ -147,40 +149,32 @@ class FusedBags(nn.Module):
         return KeyedTensor(keys=self._keys, values=values, length_per_key=self._dims)
 
 
-class FusedSequences(nn.Module):
+class FusedSequences(_Fused):
     """Stands in for an EmbeddingCollection: one embedding an id, unpooled.
 
     Each table is an operator of its own in which every id is a bag of one, since fbgemm has no unpooled tables
     on CPU. All features of a table go through it together, so that a row is updated once a step.
-
-    Args:
-        plain: the collection whose weights are taken over.
-        optimizer: a key of :data:`KINDS`.
-        lr: learning rate.
-        eps: of the optimiser.
-        device: where the tables live.
     """
 
-    def __init__(
-        self, plain: EmbeddingCollection, optimizer: str, lr: float, eps: float, device: torch.device
-    ) -> None:
-        super().__init__()
+    def __init__(self, plain: EmbeddingCollection, make: Callable[[list[Any]], FusedTables]) -> None:
         self._configs = plain.embedding_configs()
-        self._groups = []
-        self.embeddings = nn.ModuleDict()
-        for config in self._configs:
-            one = _OneFeature(config.name, config.num_embeddings, config.embedding_dim, [config.name])
-            group = FusedTables([one], optimizer, lr, eps, device)
-            self._groups.append(group)
-            _register(self.embeddings, group, plain.embeddings)
+        # What FusedTables reads of a config, with the table as its only feature.
+        ones = [
+            SimpleNamespace(
+                name=c.name,
+                num_embeddings=c.num_embeddings,
+                embedding_dim=c.embedding_dim,
+                feature_names=[c.name],
+                pooling=PoolingType.SUM,
+            )
+            for c in self._configs
+        ]
+        super().__init__([[one] for one in ones], make)
+        self.embeddings = self._named(plain.embeddings)
 
     def embedding_configs(self) -> list[Any]:
         """Return TorchRec's table configs."""
         return self._configs
-
-    def tables(self) -> list[FusedTables]:
-        """Return the operators."""
-        return self._groups
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Return each feature's embeddings, (total ids, dim), with the lengths of its rows."""
@@ -196,29 +190,32 @@ class FusedSequences(nn.Module):
         return found
 
 
-class _OneFeature:
-    """What :class:`FusedTables` reads of a config, with the table as its only feature."""
-
-    def __init__(self, name: str, num_embeddings: int, embedding_dim: int, feature_names: list[str]) -> None:
-        self.name, self.num_embeddings, self.embedding_dim = name, num_embeddings, embedding_dim
-        self.feature_names = feature_names
-
-
 def fuse(
     model: nn.Module, optimizer: str, lr: float, eps: float, device: torch.device
 ) -> list[tuple[str, FusedTables]]:
     """Replace every TorchRec collection of the model, in place; the logits of a selection stay as they are.
 
+    Args:
+        model: on CPU, freshly initialised.
+        optimizer: a key of :data:`KINDS`.
+        lr: learning rate.
+        eps: of the optimiser.
+        device: where the tables shall live.
+
     Returns:
         The operators, each with the path of its collection in the model.
     """
+
+    def make(configs: list[Any]) -> FusedTables:
+        return FusedTables(configs, optimizer, lr, eps, device)
+
     found = []
     for path, module in list(model.named_modules()):
         kinds: dict[type, Any] = {EmbeddingBagCollection: FusedBags, EmbeddingCollection: FusedSequences}
         kind = kinds.get(type(module))
         if kind is not None and not path.startswith(SELECTION):
             parent, _, name = path.rpartition(".")
-            fused = kind(module, optimizer, lr, eps, device)
+            fused = kind(module, make)
             setattr(model.get_submodule(parent), name, fused)
             found += [(path, tables) for tables in fused.tables()]
     return found
