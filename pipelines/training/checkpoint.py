@@ -115,11 +115,16 @@ class Checkpoints:
         self._directory, self._keep, self._me = directory, keep, me
 
     def save(self, step: int, tensors: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-        """Write ``step-<step>``, then drop what is too old or no longer the best."""
-        save(self._directory / step_name(step), tensors, content, self._me)
+        """Write ``step-<step>``, then drop what is too old or no longer the best.
+
+        Later steps go too: a run writes an earlier one only if those were damaged, and they must not crowd it out.
+        """
+        own = self._directory / step_name(step)
+        save(own, tensors, content, self._me)
         if self._me.first:
-            for old in self._steps()[: -self._keep]:
-                shutil.rmtree(old, ignore_errors=True)
+            steps = [s for s in self._steps() if s.name <= own.name]
+            for gone in {*self._steps()} - {*steps[-self._keep :]}:
+                shutil.rmtree(gone, ignore_errors=True)
             kept = {
                 json.loads((s / "content.json").read_text()).get("best") for s in self._steps() if _has_content(s)
             }
@@ -139,9 +144,14 @@ class Checkpoints:
         return self._directory / name
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """Return the newest whole checkpoint and its content; damaged ones are passed over with a warning."""
+        """Return the newest whole checkpoint and its content; damaged ones are passed over with a warning.
+
+        What a killed run was writing is removed, or it would stay for ever.
+        """
         found = None
         if self._me.first:
+            for left in [*self._directory.glob(".step-*"), *self._directory.glob(".best-*")]:
+                shutil.rmtree(left, ignore_errors=True)
             for step in reversed(self._steps()):
                 try:
                     content = verify(step)

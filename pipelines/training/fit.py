@@ -145,6 +145,7 @@ class _Fit:
                 self._check_finite(float(loss))
             if every and progress.step % every == 0 and progress.step < loader.steps:
                 progress.loss = float(loss)
+                self._check_finite(progress.loss)  # a checkpoint of it could never be used
                 progress.seconds += time.perf_counter() - begin
                 self._save()
                 begin = time.perf_counter()

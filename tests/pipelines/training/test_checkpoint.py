@@ -90,6 +90,25 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     assert path.name == "step-0000000001"
 
 
+def test_a_damaged_checkpoint_does_not_crowd_out_those_that_follow(tmp_path):
+    kept = Checkpoints(tmp_path, 1, ALONE)
+    kept.save(9, tensors(), {"step": 9})
+    (tmp_path / "step-0000000009" / "__0_0.distcp").write_bytes(b"half")
+    with pytest.warns(UserWarning, match="checkpoint passed over"):
+        assert kept.latest() is None
+    kept.save(3, tensors(), {"step": 3})
+    assert kept.latest()[1] == {"step": 3}
+
+
+def test_what_a_killed_run_was_writing_goes_when_it_is_resumed(tmp_path):
+    kept = Checkpoints(tmp_path, 2, ALONE)
+    kept.save(1, tensors(), {"step": 1})
+    (tmp_path / ".step-0000000002.abc.tmp").mkdir()
+    (tmp_path / ".step-0000000002.abc.tmp" / "half").write_text("")
+    assert kept.latest()[1] == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000000001"]
+
+
 def test_lost_best_weights_make_a_checkpoint_useless(tmp_path):
     kept = Checkpoints(tmp_path, 2, ALONE)
     kept.save(1, tensors(), {"best": "best-0000"})

@@ -211,6 +211,15 @@ def test_a_loss_that_explodes_is_said_so(config, world, tmp_path):
         run(settings, world, tmp_path / "run")
 
 
+def test_a_loss_that_exploded_is_not_kept_in_a_checkpoint(config, world, tmp_path):
+    settings = config(
+        optimizer={"name": "sgd", "lr": 1e30}, clip_norm=None, embedding={"backend": "dense"}, checkpoint_every=4
+    )
+    with pytest.raises(ConfigError, match="train: the loss is (nan|inf)"):
+        run(settings, world, tmp_path / "run")
+    assert list((tmp_path / "run" / "fit").glob("step-*")) == []
+
+
 def test_a_run_that_is_not_finished_has_no_result(tmp_path):
     with pytest.raises(ArtifactError, match="no finished run stands here"):
         read_result(tmp_path)
