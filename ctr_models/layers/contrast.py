@@ -34,42 +34,34 @@ def masked_view(values: Tensor, offsets: Tensor, share: float) -> tuple[Tensor, 
     return values[kept], F.pad(lengths.cumsum(0, dtype=offsets.dtype), (1, 0))
 
 
-def contrastive_loss(one: Tensor, other: Tensor, user: Tensor, *, temperature: float, block: int) -> Tensor:
+def contrastive_loss(one: Tensor, other: Tensor, user: Tensor, *, temperature: float) -> Tensor:
     """Tell a row by one view of it among the other views of its own and of other users' rows.
 
     The mean over rows i of -log(e_ii / (e_ii + sum over l of e_il)), e_il = exp(cos(one_i, other_l) / temperature),
-    where l runs over the rows of other users in i's block. Rows of one user are not told apart: their histories
-    are nearly the same. User 0 is nobody, and differs from every other row.
+    where l runs over the rows of other users. Rows of one user are not told apart: their histories are nearly the
+    same. User 0 is nobody, and differs from every other row.
 
     Args:
         one: a gate's output on one view of each row, (B, K).
         other: on another view, (B, K).
         user: (B,) int64.
         temperature: the lower, the harder the nearest other rows are pushed away.
-        block: rows that are compared with one another, so that the cost is B times this; rows that fill no block
-            are left out.
 
     Returns:
         Scalar, float32; 0 without rows.
 
     Example:
         >>> views = torch.eye(3)
-        >>> round(float(contrastive_loss(views, views, torch.tensor([1, 2, 3]), temperature=1.0, block=3)), 4)
+        >>> round(float(contrastive_loss(views, views, torch.tensor([1, 2, 3]), temperature=1.0)), 4)
         0.5514
-        >>> float(contrastive_loss(views, views, torch.tensor([1, 1, 1]), temperature=1.0, block=3))
+        >>> float(contrastive_loss(views, views, torch.tensor([1, 1, 1]), temperature=1.0))
         0.0
 
     Source: the form is that of arXiv 1807.03748; on gates, AW-MoE, arXiv 2306.05011.
     """
-    size = min(block, len(one))
-    if size == 0:
+    if not len(one):
         return (one.sum() + other.sum()).float()
-    whole = len(one) // size * size
-    first = F.normalize(one[:whole].float(), dim=1).view(-1, size, one.shape[1])  # (N, M, K)
-    second = F.normalize(other[:whole].float(), dim=1).view(-1, size, one.shape[1])
-    users = user[:whole].view(-1, size)
-    same = (users.unsqueeze(2) == users.unsqueeze(1)) & (users != 0).unsqueeze(2)  # (N, M, M)
-    itself = torch.eye(size, dtype=torch.bool, device=one.device)
-    likeness = first @ second.transpose(1, 2) / temperature  # (N, M, M)
-    likeness = likeness.masked_fill(same & ~itself, -torch.inf)
-    return (likeness.logsumexp(2) - likeness.diagonal(dim1=1, dim2=2)).mean()
+    likeness = F.normalize(one.float(), dim=1) @ F.normalize(other.float(), dim=1).T / temperature  # (B, B)
+    same = (user.unsqueeze(1) == user) & (user != 0)
+    itself = torch.eye(len(one), dtype=torch.bool, device=one.device)
+    return (likeness.masked_fill(same & ~itself, -torch.inf).logsumexp(1) - likeness.diagonal()).mean()

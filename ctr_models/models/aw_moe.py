@@ -25,14 +25,14 @@ class ContrastConfig(BaseModel):
     """The loss on the gate's output for two thinned views of each history, in training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    weight: float = Field(0.05, ge=0)
+    weight: float = Field(0.01, ge=0)
     """Of this loss beside the cross-entropy; 0 leaves it out."""
     temperature: float = Field(0.1, gt=0)
     """The lower, the harder the most similar rows of other users are pushed apart."""
     mask: float = Field(0.3, ge=0, lt=1)
     """Probability that a view leaves a behaviour out; one always stays."""
-    block: int = Field(512, ge=2)
-    """Rows of a batch that are told apart from one another."""
+    rows: int = Field(1024, ge=2)
+    """Rows of a batch, the first, that are told apart from one another; the cost grows with their square."""
 
 
 class AWMoEConfig(ModelConfig):
@@ -140,9 +140,8 @@ class AWMoE(CTRModel):
 
     def _contrast(self, x: Tensor, history: _History, user: Tensor) -> Tensor:
         own = self.config.contrast
-        there = history.offsets.diff() > 0  # (B,)
-        one, other = (
-            self.gate.mixture(x, *masked_view(history.values, history.offsets, own.mask), history.query)[there]
-            for _ in range(2)
-        )
-        return contrastive_loss(one, other, user[there], temperature=own.temperature, block=own.block)
+        offsets, query = history.offsets[: own.rows + 1], history.query[: own.rows]
+        values, x, user = history.values[: int(offsets[-1])], x[: own.rows], user[: own.rows]
+        there = offsets.diff() > 0
+        one, other = (self.gate.mixture(x, *masked_view(values, offsets, own.mask), query)[there] for _ in range(2))
+        return contrastive_loss(one, other, user[there], temperature=own.temperature)

@@ -55,24 +55,16 @@ def naive(one: torch.Tensor, other: torch.Tensor, user: list[int], temperature: 
 def test_it_is_its_equation_without_rows_of_the_same_user(user: list[int]) -> None:
     torch.manual_seed(0)
     one, other = torch.randn(5, 3), torch.randn(5, 3)
-    found = contrastive_loss(one, other, torch.tensor(user), temperature=0.5, block=5)
+    found = contrastive_loss(one, other, torch.tensor(user), temperature=0.5)
     assert float(found) == pytest.approx(naive(one, other, user, 0.5), rel=1e-5)
-
-
-def test_blocks_do_not_see_each_other() -> None:
-    torch.manual_seed(0)
-    one, other, user = torch.randn(7, 3), torch.randn(7, 3), [1, 2, 1, 3, 1, 2, 9]
-    blocks = [naive(one[s], other[s], user[s], 0.5) for s in (slice(0, 3), slice(3, 6))]
-    found = contrastive_loss(one, other, torch.tensor(user), temperature=0.5, block=3)
-    assert float(found) == pytest.approx(sum(blocks) / 2, rel=1e-5)
 
 
 def test_lengths_of_the_outputs_do_not_count() -> None:
     torch.manual_seed(0)
     one, other, user = torch.randn(6, 3), torch.randn(6, 3), torch.arange(1, 7)
     torch.testing.assert_close(
-        contrastive_loss(100 * one, other, user, temperature=0.1, block=6),
-        contrastive_loss(one, other, user, temperature=0.1, block=6),
+        contrastive_loss(100 * one, other, user, temperature=0.1),
+        contrastive_loss(one, other, user, temperature=0.1),
     )
 
 
@@ -84,7 +76,7 @@ def test_learning_by_it_tells_rows_apart() -> None:
 
     def loss() -> torch.Tensor:
         views = [(rows + 0.05 * torch.randn_like(rows)) @ weight for _ in range(2)]
-        return contrastive_loss(*views, user, temperature=0.1, block=32)
+        return contrastive_loss(*views, user, temperature=0.1)
 
     before = loss().item()
     for _ in range(60):
@@ -97,7 +89,7 @@ def test_learning_by_it_tells_rows_apart() -> None:
 @pytest.mark.parametrize("rows", [0, 1])
 def test_without_others_there_is_nothing_to_tell_apart(rows: int) -> None:
     one = torch.ones(rows, 3, requires_grad=True)
-    loss = contrastive_loss(one, one, torch.ones(rows, dtype=torch.int64), temperature=0.1, block=4)
+    loss = contrastive_loss(one, one, torch.ones(rows, dtype=torch.int64), temperature=0.1)
     assert loss.item() == 0
     loss.backward()
     assert not one.grad.any()
@@ -105,5 +97,5 @@ def test_without_others_there_is_nothing_to_tell_apart(rows: int) -> None:
 
 def test_an_output_of_zeros_has_a_finite_gradient() -> None:
     one = torch.zeros(4, 3, requires_grad=True)
-    contrastive_loss(one, torch.randn(4, 3), torch.arange(1, 5), temperature=0.1, block=4).backward()
+    contrastive_loss(one, torch.randn(4, 3), torch.arange(1, 5), temperature=0.1).backward()
     assert one.grad.isfinite().all()

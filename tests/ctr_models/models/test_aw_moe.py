@@ -120,6 +120,16 @@ def test_rows_of_one_user_are_not_told_apart() -> None:
     assert contrast_of(batch) > 1
 
 
+def test_the_first_rows_are_told_apart() -> None:
+    batch = example_batch(SCHEMA, rows=64)
+    batch.group.copy_(torch.arange(1, 65))
+    some = contrast_of(batch, rows=16)
+    assert some < contrast_of(batch, rows=64)
+    batch.group[16:] = 1
+    assert contrast_of(batch, rows=16) == pytest.approx(some, rel=1e-6)
+    assert contrast_of(batch, rows=1000) == pytest.approx(contrast_of(batch, rows=64), rel=1e-6)
+
+
 def test_rows_without_behaviours_are_left_out() -> None:
     batch = example_batch(SCHEMA, rows=64)
     batch.group.copy_(torch.arange(1, 65))
