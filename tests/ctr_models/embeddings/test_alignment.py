@@ -51,10 +51,9 @@ def test_it_is_the_full_table_of_a_product() -> None:
     assert short.width == sum(short.dims) == found.flat.shape[1]
 
 
-@pytest.mark.parametrize("name", ["deepfm", "din"])
-def test_a_model_upon_it_trains_and_exports(name: str) -> None:
+def test_a_model_upon_it_trains_and_exports() -> None:
     torch.manual_seed(0)
-    model = create_model(name, SCHEMA, embedding_std=0.3)
+    model = create_model("fm", SCHEMA, embedding_std=0.3)
     model.loss(example_batch(SCHEMA, rows=64))[0].backward()
     for path, parameter in model.named_parameters():
         assert parameter.grad is not None, path

@@ -280,24 +280,23 @@ from pathlib import Path
 from test_optfs import encode, run, settings
 torch.set_num_threads(1)
 folder = Path({folder!r})
-run(settings(folder), encode(folder), folder / "run", resume={resume})
+run(settings(folder), encode(folder), folder / "run")
 """
 
 
 def test_killed_between_phases_it_goes_on(whole, tmp_path):
-    """SIGKILL as soon as a phase's marker stands, phase after phase."""
+    """SIGKILL as soon as the marker of the decision stands."""
     data = encode(tmp_path)
-    for resume, marker in enumerate(("0-search", "2-retrain")):
-        script = SCRIPT.format(here=str(Path(__file__).parent), folder=str(tmp_path), resume=bool(resume))
-        child = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script], env={**os.environ})
-        file, deadline = tmp_path / "run" / "phases" / f"{marker}.json", time.monotonic() + 120
-        while not file.exists():
-            assert child.poll() is None, "ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        assert not (tmp_path / "run" / "result.json").exists()
+    script = SCRIPT.format(here=str(Path(__file__).parent), folder=str(tmp_path))
+    child = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script], env={**os.environ})
+    marker, deadline = tmp_path / "run" / "phases" / "1-harden.json", time.monotonic() + 120
+    while not marker.exists():
+        assert child.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "run" / "phases" / "2-retrain.json").exists()
     resumed = run(settings(tmp_path), data, tmp_path / "run", resume=True)
     assert resumed.metrics == whole.metrics
     assert resumed.data.state.hash == whole.data.state.hash
