@@ -68,9 +68,9 @@ class Choose(Phase):
             dims[table] = choose_dim(explained, self.options.keep, multiple=_multiple(context.config.train))
             share = float(explained[dims[table] - 1])
             rows.append(_row(table, len(weight), weight.shape[1], dims[table], share))
-        sums = [sum(row[key] for row in rows) for key in ("rows", "parameters before", "parameters after")]
+        sums = [sum(row[key] for row in rows) for key in ("rows", "weights before", "weights after")]
         total = {"table": "(all)", "rows": sums[0], "dim before": sums[1] / sums[0], "dim after": sums[2] / sums[0]}
-        total |= {"variance kept": "", "parameters before": sums[1], "parameters after": sums[2]}
+        total |= {"variance": "", "weights before": sums[1], "weights after": sums[2]}
         context.schema = with_dims(context.model, context.schema, dims, self.options.align)
         context.outputs[self.name] = {
             "dims": dims,
@@ -212,7 +212,7 @@ def _row(table: str, rows: int, dim: int, chosen: int, share: float) -> dict[str
         "rows": rows,
         "dim before": dim,
         "dim after": chosen,
-        "variance kept": share,
-        "parameters before": rows * dim,
-        "parameters after": rows * chosen,
+        "variance": share,
+        "weights before": rows * dim,
+        "weights after": rows * chosen,
     }

@@ -185,7 +185,7 @@ def test_a_recipe_that_makes_tables_smaller_from_raw_logs_to_scores(file, tmp_pa
 
 
 def told_key(recipe: str) -> str:
-    return {"optfs": "rows after", "fdo": "parameters after"}[recipe]
+    return {"optfs": "rows after", "fdo": "weights after"}[recipe]
 
 
 def test_two_ranks_make_an_ordinary_bundle(file):

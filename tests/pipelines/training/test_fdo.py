@@ -103,10 +103,10 @@ def test_dimensions_are_reported(config, world, tmp_path):
     rows = {row["table"]: row for row in told["rows"]}
     for table, f in result.model.schema.tables.items():
         assert (rows[table]["rows"], rows[table]["dim before"], rows[table]["dim after"]) == (f.rows, 8, f.dim)
-        assert rows[table]["variance kept"] >= 0.6
-        assert rows[table]["parameters after"] == f.rows * f.dim
+        assert rows[table]["variance"] >= 0.6
+        assert rows[table]["weights after"] == f.rows * f.dim
     total = rows["(all)"]
-    assert total["parameters after"] == sum(f.rows * f.dim for f in result.model.schema.tables.values())
+    assert total["weights after"] == sum(f.rows * f.dim for f in result.model.schema.tables.values())
 
 
 class Broken(Exception):
