@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands.result import Json, write_json
+
 if TYPE_CHECKING:
     from ctr_models.gates.contract import Result
-
-JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the result here; - prints it.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 def gates(
     context: typer.Context,
     slot: Annotated[str | None, typer.Option("--slot", help="Only gates that fit this slot.")] = None,
-    json_path: JsonPath = None,
+    json: Json = None,
 ) -> None:
     """List every registered gate: its slots, parameters and operations a row for an example size, and source."""
     if context.invoked_subcommand is not None:
@@ -42,7 +42,8 @@ def gates(
     if slot is not None and slot not in SLOTS:
         raise ConfigError(f"no slot {slot!r}", where="--slot", remedy=nearest(slot, SLOTS))
     listed = [_described(name, slot) for name in GATES if slot is None or slot in GATES[name].slots]
-    if _to_json(listed, json_path):
+    write_json(json, listed)
+    if json == "-":
         return
 
     from rich.box import SIMPLE_HEAD
@@ -76,7 +77,7 @@ def check(
     name: Annotated[
         str, typer.Argument(help="A registered name, a dotted path, or a file with its gate: my_gates.py:MyGate.")
     ],
-    json_path: JsonPath = None,
+    json: Json = None,
 ) -> None:
     """Run the contract over a gate: shapes, range, gradients, identity start, saving, compiling and more.
 
@@ -111,7 +112,8 @@ def check(
     rows = [
         {"check": r.check.name, "where": _where(r), "passed": r.error is None, "reason": r.error} for r in results
     ]
-    if not _to_json({"gate": name, "passed": not failed, "checks": rows}, json_path):
+    write_json(json, {"gate": name, "passed": not failed, "checks": rows})
+    if json != "-":
         _report(name, results, console)
     if failed:
         raise typer.Exit(1)
@@ -176,20 +178,6 @@ def _folded(costs: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 
     different = {tuple(cost.values()) for cost in costs.values()}
     return {"every slot": next(iter(costs.values()))} if set(costs) == set(SLOTS) and len(different) == 1 else costs
-
-
-def _to_json(content: Any, path: Path | None) -> bool:
-    """Write the content, and say whether that is all that is printed."""
-    import json
-
-    if path is None:
-        return False
-    text = json.dumps(content, indent=2)
-    if str(path) == "-":
-        typer.echo(text)
-        return True
-    path.write_text(text + "\n", encoding="utf-8")
-    return False
 
 
 def _found(name: str) -> str:
