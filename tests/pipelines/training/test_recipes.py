@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,6 +96,36 @@ def test_finished_phases_are_skipped_and_their_decisions_kept(context, monkeypat
     assert again.outputs == json.loads(json.dumps(done.outputs))
     assert again.model == done.model
     assert again.schema == done.schema
+
+
+class Encode(Phase):
+    """Puts other features in the place of those that were given."""
+
+    name = "encode"
+
+    def run(self, context):
+        context.data = replace(context.data, path=context.run_dir / self.name / "features")
+        return context
+
+
+class Encoded(Recipe):
+    def phases(self):
+        return [Search(), Encode(), Decide()]
+
+
+def test_features_that_a_phase_made_are_found_again(context, world, monkeypatch):
+    from pipelines.training import recipes
+
+    monkeypatch.setattr(Decide, "broken", True)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(Encoded(RecipeOptions()), context())
+    monkeypatch.setattr(Decide, "broken", False)
+    monkeypatch.setattr(Encode, "run", lambda self, context: pytest.fail("was done already"))
+    monkeypatch.setattr(recipes, "_opened", lambda path: replace(world, path=path))
+    done = run_recipe(Encoded(RecipeOptions()), context(resume=True))
+    assert done.data.path == done.run_dir / "encode" / "features"
+    markers = sorted((done.run_dir / "phases").iterdir())
+    assert ["data" in json.loads(m.read_text()) for m in markers] == [False, True, False]
 
 
 def test_without_resume_every_phase_runs(context, monkeypatch):
