@@ -26,7 +26,8 @@ class AttentionWeightedGate(Gate):
     perceptron over [h, q, h * q] with one hidden layer; the two first layers are one product, and its share of q
     is computed once a row. The sum is over jagged behaviours without padding, neither normalised nor bounded, so
     weights need not be positive nor add up to 1. A row without history, or a model without, falls back to
-    weights = W x + b. ``start: identity`` begins with 1 / K for every expert, as gate ``none``.
+    weights = W x + c. Both b and c begin at 1 / K: experts would learn nothing while the votes of small embeddings
+    are next to nothing. ``start: identity`` begins with exactly 1 / K for every expert, as gate ``none``.
 
     The paper's abstract alone is public: units and their form are our reading of it.
 
@@ -67,10 +68,9 @@ class AttentionWeightedGate(Gate):
         self.activation = ACTIVATIONS[config.activation]()
         self.activation_unit = linear(config.hidden, 1)
         self.gate_unit = linear(config.hidden, shape.choices)
-        self.bias = nn.Parameter(torch.zeros(shape.choices))
+        self.bias = nn.Parameter(torch.full((shape.choices,), even))
         if config.start == "identity":
             nn.init.zeros_(self.gate_unit.weight)
-            nn.init.constant_(self.bias, even)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the weights of rows without history, (B, K)."""
