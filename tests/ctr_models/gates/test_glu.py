@@ -43,3 +43,11 @@ def test_a_context_decides_in_place_of_x(name: str) -> None:
 def test_a_context_that_the_model_does_not_give_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="context 'user' has to be supplied by the model"):
         GateSpec.parse({"name": name, "context": "user"}).build(GateShape(slot="feature", width=2))
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_mask_without_bounds_is_told_as_if_it_ended_at_0_and_2(name: str) -> None:
+    told = make(name).telemetry(torch.tensor([[1.0, 1.0], [-7.0, 50.0]]))
+    assert told["mean"] == pytest.approx(45 / 4)
+    assert told["saturation"] == 0.5  # -7 and 50
+    assert told["entropy"] == pytest.approx(0.5, abs=1e-4)  # one bit each for the two in the middle
