@@ -141,11 +141,6 @@ class Schema(BaseModel):
             )
         return next(iter(dims.values()))
 
-    def of_role(self, *roles: Role) -> Schema:
-        """Return the schema of the fields with one of these roles."""
-        kept = {f.name for f in self.fields if f.role in roles}
-        return self.only(kept)
-
     def only(self, names: set[str] | Sequence[str]) -> Schema:
         """Return the schema of the named fields.
 

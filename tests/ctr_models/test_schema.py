@@ -19,7 +19,6 @@ def test_sizes_and_tables() -> None:
 
 
 def test_parts() -> None:
-    assert [f.name for f in SCHEMA.of_role("item").fields] == ["price", "item"]
     assert SCHEMA.only(["history"]).sequences[0].target is None
     assert SCHEMA.only(["history", "item"]).sequences[0].target == "item"
     assert {f.dim for f in SCHEMA.with_dim(8).fields} == {8}
