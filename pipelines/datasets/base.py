@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ctr_models.errors import ConfigError, explain
 from ctr_models.registry import Registry
 from pipelines.datasets.config import DataConfig, SplitConfig
-from pipelines.features.spec import FeatureSpec
+from pipelines.features.spec import Column, FeatureSpec, FromLog
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,24 @@ class RawData:
     spec: FeatureSpec | None
     fingerprint: str
     truth: str | None = None
+
+
+def clicked_before(item: str, max_length: int) -> Column:
+    """Return the history of a published definition: the items that the row's user clicked before.
+
+    Example:
+        >>> clicked_before("movie", 20).from_log.column
+        'movie'
+    """
+    return Column(
+        name="history",
+        kind="sequence",
+        role="user",
+        table=item,
+        target=item,
+        max_length=max_length,
+        from_log=FromLog(column=item),
+    )
 
 
 class DatasetOptions(BaseModel):

@@ -15,11 +15,11 @@ import polars as pl
 from pydantic import Field, ValidationError, model_validator
 
 from ctr_models.errors import DataError
-from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, register_dataset
+from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, clicked_before, register_dataset
 from pipelines.datasets.config import SplitConfig
 from pipelines.datasets.files import fingerprint, scan_parquet
 from pipelines.features.files import atomic_directory, atomic_write
-from pipelines.features.spec import Column, FeatureSpec, FromLog, Quantile, Standard, Vocabulary
+from pipelines.features.spec import Column, FeatureSpec, Quantile, Standard, Vocabulary
 
 FIRST_DAY = date(2026, 1, 1)
 TRUTH = "true_probability"
@@ -307,15 +307,7 @@ SPEC = FeatureSpec(
         Column(name="hour", kind="categorical"),
         Column(name="position", kind="categorical"),
         Column(name="campaign", kind="categorical"),
-        Column(
-            name="history",
-            kind="sequence",
-            role="user",
-            table="item_id",
-            target="item_id",
-            max_length=20,
-            from_log=FromLog(column="item_id"),
-        ),
+        clicked_before("item_id", 20),
     ),
     keep=(TRUTH,),
 )

@@ -8,10 +8,10 @@ import polars as pl
 from pydantic import Field
 
 from ctr_models.errors import DataError
-from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, register_dataset
+from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, clicked_before, register_dataset
 from pipelines.datasets.config import SplitConfig
 from pipelines.datasets.files import fingerprint, need_files, need_path
-from pipelines.features.spec import Column, FeatureSpec, FromLog, Quantile, Vocabulary
+from pipelines.features.spec import Column, FeatureSpec, Quantile, Vocabulary
 from pipelines.features.validate import reading
 
 GROUPLENS = ("u.data", "u.user", "u.item")
@@ -93,17 +93,7 @@ class MovieLens100K(Dataset):
             Column(name="genres", kind="multi", role="item", max_length=6),
         ]
         if self.options.history:
-            columns.append(
-                Column(
-                    name="history",
-                    kind="sequence",
-                    role="user",
-                    table="item_id",
-                    target="item_id",
-                    max_length=self.options.history,
-                    from_log=FromLog(column="item_id"),
-                )
-            )
+            columns.append(clicked_before("item_id", self.options.history))
         return FeatureSpec(
             label="click",
             user="user_id",

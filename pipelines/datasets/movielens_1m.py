@@ -10,10 +10,10 @@ from pydantic import Field
 
 from ctr_models.errors import DataError
 from ctr_models.schema import Role
-from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, register_dataset
+from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, clicked_before, register_dataset
 from pipelines.datasets.config import SplitConfig
 from pipelines.datasets.files import fingerprint, need_files, need_path
-from pipelines.features.spec import Column, FeatureSpec, FromLog, Vocabulary
+from pipelines.features.spec import Column, FeatureSpec, Vocabulary
 from pipelines.features.validate import reading
 
 GROUPLENS = ("ratings.dat", "users.dat", "movies.dat")
@@ -105,17 +105,7 @@ class MovieLens1M(Dataset):
         columns = [Column(name=n, kind="categorical", role=r, encode=vocabulary) for n, r in FIELDS.items()]
         with_history = self.options.task == "history"
         if with_history and self.options.history:
-            columns.append(
-                Column(
-                    name="history",
-                    kind="sequence",
-                    role="user",
-                    table="movie_id",
-                    target="movie_id",
-                    max_length=self.options.history,
-                    from_log=FromLog(column="movie_id"),
-                )
-            )
+            columns.append(clicked_before("movie_id", self.options.history))
         return FeatureSpec(
             label="click",
             user="user_id",
