@@ -20,17 +20,14 @@ class SluicePyfunc(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the Bundle beside this script; hashes and golden rows are checked."""
-        from pipelines.release.bundle import SCORE, Bundle
+        from pipelines.release.bundle import Bundle
 
         self.bundle = Bundle.load(context.artifacts["bundle"])
-        self.types = self.bundle.golden.drop(SCORE).schema
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """Score rows; a column that is missing counts as null in every row."""
-        frame = pl.from_pandas(model_input)
-        # pandas keeps integers with gaps as floats; the golden rows know the column's true type.
-        known: Any = {n: t for n, t in self.types.items() if n in frame.columns and t != pl.Null}
-        return self.bundle.score_frame(frame.cast(known, strict=False))
+        # pandas keeps integers with gaps as floats, which the features take; a cast would make 1.5 a 1, text null.
+        return self.bundle.score_frame(pl.from_pandas(model_input))
 
 
 mlflow.models.set_model(SluicePyfunc())

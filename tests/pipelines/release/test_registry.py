@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ctr_models.errors import ArtifactError
+from ctr_models.errors import ArtifactError, DataError
 from pipelines.features.files import sha256_tree
 from pipelines.release.bundle import Bundle
 from pipelines.release.example import example_bundle, example_log
@@ -88,6 +88,13 @@ def test_mlflow_runs_it_without_knowing_sluice(bundle: Bundle, uri: str, monkeyp
     np.testing.assert_allclose(
         without, bundle.score_frame(log.with_columns(price=pl.lit(None, pl.Float64))), atol=1e-6
     )
+    own = model.unwrap_python_model()
+    gaps = log.with_columns(hour=pl.Series([None, *log["hour"][1:]], dtype=pl.Int64)).to_pandas()
+    assert gaps["hour"].dtype == float
+    np.testing.assert_allclose(own.predict(None, gaps)[1:], expected[1:], atol=1e-6)
+    gaps.loc[0, "hour"] = 1.5
+    with pytest.raises(DataError, match="column hour: expected an integer, found 1.5"):
+        own.predict(None, gaps)
     names = [column.name for column in model.metadata.signature.inputs]
     assert names == list(bundle.state.spec.request_columns)
     assert model.metadata.saved_input_example_info is not None
