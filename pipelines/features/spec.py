@@ -210,6 +210,10 @@ class FeatureSpec(_Strict):
                     raise ValueError(f"column {c.name!r} shares table {c.table!r}, which itself shares another")
                 if c.encode is not None and c.encode != owner.encoding:
                     raise ValueError(f"column {c.name!r} and its table {c.table!r} are encoded differently")
+                if c.dim is not None and c.dim != (owner.dim or self.dim):
+                    raise ValueError(
+                        f"column {c.name!r} has dim {c.dim}, its table {c.table!r} {owner.dim or self.dim}"
+                    )
             if c.from_log is not None and (self.user is None or self.timestamp is None):
                 raise ValueError(f"sequence {c.name!r} is made from the log and needs features.user and .timestamp")
         self._check_crosses(by_name)

@@ -124,8 +124,8 @@ FILES = [
     (
         "unknown slot",
         "model: {name: gdcn, gates: {crosses: sigmoid}}",
-        "ctr.yaml: model.gates.crosses: model 'gdcn' has no gate slot 'crosses'. did you mean 'cross'? known: "
-        "'cross', 'feature', 'field'.",
+        "ctr.yaml: model.gates.crosses: model 'gdcn' has no gate slot 'crosses'. did you mean 'cross'? "
+        f"{known(MODELS['gdcn'].slots())}",
     ),
     (
         "a list of gates",
@@ -222,6 +222,12 @@ FILES = [
         "features: {label: click, user: u, columns: [{name: a, kind: categorical}, "
         "{name: past, kind: sequence, table: a, from_log: {column: a}}]}",
         "ctr.yaml: features: sequence 'past' is made from the log and needs features.user and .timestamp",
+    ),
+    (
+        "a dimension that the shared table does not have",
+        "features: {label: click, dim: 8, columns: [{name: a, kind: categorical}, "
+        "{name: b, kind: categorical, table: a, dim: 4}]}",
+        "ctr.yaml: features: column 'b' has dim 4, its table 'a' 8",
     ),
     (
         "a table that no column owns",
