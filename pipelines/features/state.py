@@ -363,8 +363,9 @@ class FeatureState:
             >>> state.counts("ad").tolist()
             [0, 0, 2, 1, 1]
             >>> small = state.dropping({"ad": np.array([False, False, True, False, True])})
-            >>> small.counts("ad").tolist(), [a.tolist() for a in small.tables["ad"].known()]
-            ([0, 0, 3, 1], [['a', 'b', 'c'], [2, 3, 2]])
+            >>> values, rows = small.tables["ad"].known()
+            >>> small.counts("ad").tolist(), dict(zip(values, rows.tolist(), strict=True))
+            ([0, 0, 3, 1], {'a': 2, 'b': 3, 'c': 2})
         """
         tables = {n: t.dropping(dropped[n]) if n in dropped else t for n, t in self.tables.items()}
         return replace(self, tables=tables)
