@@ -123,9 +123,13 @@ def sniff_separator(path: Path) -> str:
     """
     if path.suffix == ".tsv":
         return "\t"
-    with reading(str(path)):
-        first = pl.read_csv(
-            path, has_header=False, n_rows=1, separator="\x01", quote_char=None, infer_schema=False, glob=False
-        )
-    line = str(first.row(0)[0]) if len(first) else ""
+    if path.suffix == ".gz":
+        with reading(str(path)):
+            first = pl.read_csv(
+                path, has_header=False, n_rows=1, separator="\x01", quote_char=None, infer_schema=False, glob=False
+            )
+        line = str(first.row(0)[0]) if len(first) else ""
+    else:  # polars would map and touch the whole file
+        with reading(str(path)), open(path, encoding="utf-8", errors="replace") as file:
+            line = file.readline(1 << 20)
     return max(",\t;|", key=line.count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
+import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -141,9 +141,12 @@ def fingerprint(source: str, options: BaseModel, files: Sequence[Path]) -> str:
         digest.update(f"{size}\n".encode())
         with open(path, "rb") as file:
             if size <= _WHOLE:
-                with ThreadPoolExecutor() as pool:  # reading and hashing both let other threads run
-                    for part in pool.map(partial(_hash_block, file.fileno()), range(0, size, _EDGE)):
-                        digest.update(part)
+                if size:
+                    # Mapped, not read: clearing fresh memory for every block would cost as much as hashing it.
+                    view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    with view as whole, ThreadPoolExecutor() as pool:
+                        for part in pool.map(partial(_hash_block, whole), range(0, size, _EDGE)):
+                            digest.update(part)
                 continue
             starts = [_EDGE + (size - 2 * _EDGE) * i // _BLOCKS for i in range(_BLOCKS)]
             digest.update(file.read(_EDGE))
@@ -155,8 +158,9 @@ def fingerprint(source: str, options: BaseModel, files: Sequence[Path]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _hash_block(file: int, start: int) -> bytes:
-    return hashlib.sha256(os.pread(file, _EDGE, start)).digest()
+def _hash_block(whole: mmap.mmap, start: int) -> bytes:
+    with memoryview(whole) as view, view[start : start + _EDGE] as block:
+        return hashlib.sha256(block).digest()
 
 
 def scan_parquet(files: Sequence[Path]) -> pl.LazyFrame:

@@ -28,6 +28,8 @@ from pipelines.features.validate import ContentCheck, check_rows, check_schema, 
 
 WORKERS = min(4, os.cpu_count() or 1)
 LABEL, TIME = "__label__", "__time__"
+IN_MEMORY = 256 * 2**20
+"""Bytes of typed rows up to which a log stays in memory."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,57 @@ class Source:
     path: Path
 
 
-@dataclass(frozen=True)
-class Staged:
-    """A log on disk, ready for fitting and encoding.
+class TypedRows:
+    """The typed rows of a log, in pieces of ``CHUNK`` at most: in memory while they are few, else in a file.
 
     Args:
-        file: typed Parquet, ``CHUNK`` rows a row group.
-        dictionaries: distinct texts by column; the file holds their places, -1 where missing.
+        file: where the Parquet file is written, if need be.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._held: list[pa.Table] = []
+        self._bytes = 0
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, piece: pa.Table) -> None:
+        """Take the next rows."""
+        self._bytes += piece.nbytes
+        self._held.append(piece)
+        if self._writer is None:
+            if self._bytes <= IN_MEMORY:
+                return
+            # Read twice and thrown away: packing it would cost more time than it saves.
+            self._writer = open_writer(self._file, piece.schema, compression="none")
+        for held in self._held:
+            self._writer.write_table(held, row_group_size=CHUNK)
+        self._held.clear()
+
+    def close(self) -> None:
+        """End the file, if there is one."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def pieces(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the rows in order, the wanted columns only."""
+        if self._writer is None:
+            yield from (piece.select(columns) for piece in self._held)
+            return
+        with pq.ParquetFile(self._file) as file, ThreadPoolExecutor(1) as reader:
+
+            def read(group: int) -> pa.Table:
+                return file.read_row_group(group, columns=list(columns), use_threads=False)
+
+            yield from ordered(reader, read, ((group,) for group in range(file.num_row_groups)), 1)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A log ready for fitting and encoding.
+
+    Args:
+        log: the typed rows.
+        dictionaries: distinct texts by column; the rows hold their places, -1 where missing.
         parts: first and last row + 1 of every part of the source, by name.
         types: canonical types of the encoded columns.
         dtypes: of the source's columns.
@@ -53,7 +99,7 @@ class Staged:
         coders: what found the places of the texts.
     """
 
-    file: Path
+    log: TypedRows
     dictionaries: dict[str, pl.Series]
     parts: dict[str, tuple[int, int]]
     types: dict[str, Type]
@@ -68,21 +114,14 @@ class Staged:
 
     def chunks(self, columns: Sequence[str]) -> Iterator[tuple[slice, dict[str, RawColumn]]]:
         """Yield the rows in order: which they are, and the wanted columns (``__label__`` and ``__time__`` too)."""
-        with pq.ParquetFile(self.file) as file, ThreadPoolExecutor(1) as reader:
-            groups = range(file.num_row_groups)
-
-            def read(group: int) -> pa.Table:
-                return file.read_row_group(group, columns=list(columns), use_threads=False)
-
-            start = 0
-            for table in ordered(reader, read, ((group,) for group in groups), 1):
-                yield slice(start, start + table.num_rows), {n: self._column(n, table[n]) for n in columns}
-                start += table.num_rows
+        start = 0
+        for piece in self.log.pieces(columns):
+            yield slice(start, start + piece.num_rows), {n: self._column(n, piece[n]) for n in columns}
+            start += piece.num_rows
 
     def whole(self, column: str) -> RawColumn:
         """Return one column of all rows."""
-        table = pq.read_table(self.file, columns=[column], use_threads=False)
-        return self._column(column, table[column])
+        return self._column(column, pa.concat_tables(self.log.pieces([column]))[column])
 
     def places(self, column: str, texts: pl.Series) -> np.ndarray:
         """Return the place of each text in a column's dictionary, (K,) int64; -1 where it isn't there."""
@@ -166,7 +205,7 @@ class _Stager:
     ) -> None:
         self.spec, self.dtypes, self.timed = spec, dtypes, timed
         self.types = types_of(spec, dtypes)
-        self.file = folder / "log.parquet"
+        self.log = TypedRows(folder / "log.parquet")
         self.raw = [n for n in self.types if n != spec.label or any(c.column == n for c in spec.direct)]
         self.raw += [n for n in (*spec.keep, *keep) if n not in self.raw]
         # A column that only feeds numbers is kept as numbers; text that is only kept is not worth a dictionary.
@@ -179,7 +218,6 @@ class _Stager:
         coded = [n for n in self.raw if n in self.types and type_of(dtypes[n]) == "text" and not is_list(dtypes[n])]
         self.codes = {n: Codes() for n in coded}
         self.sizes = dict.fromkeys(coded, 1)
-        self.writer: pq.ParquetWriter | None = None
         self.parts: dict[str, tuple[int, int]] = {}
         self.done = 0
 
@@ -193,10 +231,9 @@ class _Stager:
                     check.finish()
                     self.parts[source.name] = (first, self.done)
         finally:
-            if self.writer is not None:
-                self.writer.close()
+            self.log.close()
         dictionaries = {name: codes.dictionary(name, self.sizes[name]) for name, codes in self.codes.items()}
-        staged = Staged(self.file, dictionaries, self.parts, self.types, self.dtypes, self.timed, self.codes)
+        staged = Staged(self.log, dictionaries, self.parts, self.types, self.dtypes, self.timed, self.codes)
         self._check_texts(staged, sources)
         return staged
 
@@ -248,10 +285,7 @@ class _Stager:
     def _write(self, table: pa.Table) -> int:
         for name in self.codes:
             self.sizes[name] = max(self.sizes[name], int(table[name].to_numpy().max()) + 1)
-        if self.writer is None:
-            # Read twice and thrown away: packing it would cost more time than it saves.
-            self.writer = open_writer(self.file, table.schema, compression="none")
-        self.writer.write_table(table, row_group_size=CHUNK)
+        self.log.add(table)
         self.done += table.num_rows
         return table.num_rows
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pytest
 
+import pipelines.features.stage as stage_module
 from pipelines.features.columns import Coded
 from pipelines.features.fit import CHUNK
 from pipelines.features.spec import FeatureSpec
@@ -64,7 +66,11 @@ def back(log: Staged, name: str) -> list[Any]:
     return out
 
 
-def test_rows_come_back_in_order_across_parts_and_chunks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [0, 2_000_000, 2**30], ids=["file", "memory, then file", "memory"])
+def test_rows_come_back_in_order_across_parts_and_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(stage_module, "IN_MEMORY", room)
     frames = [log(CHUNK + 17), log(100, CHUNK + 17)]
     whole = pl.concat([f.collect() for f in frames])
     out = staged(tmp_path, frames)
@@ -75,6 +81,8 @@ def test_rows_come_back_in_order_across_parts_and_chunks(tmp_path: Path) -> None
     assert back(out, "note") == whole["note"].to_list()
     assert back(out, "__label__") == whole["y"].to_list()
     np.testing.assert_array_equal(np.array(back(out, "price")), whole["price"].cast(pl.Float64).to_numpy())
+    assert list(tmp_path.glob("*.parquet")) == ([] if room == 2**30 else [tmp_path / "log.parquet"])
+    assert out.whole("__label__").to_list() == whole["y"].to_list()  # type: ignore[union-attr]
     slices = [rows for rows, _ in out.chunks(["ad"])]
     assert slices[0].start == 0
     assert all(a.stop == b.start for a, b in pairwise(slices))
@@ -82,8 +90,7 @@ def test_rows_come_back_in_order_across_parts_and_chunks(tmp_path: Path) -> None
 
 def test_only_what_the_spec_reads_is_staged(tmp_path: Path) -> None:
     out = staged(tmp_path, [log(10)])
-    columns = set(pl.read_parquet_schema(out.file))
-    assert columns == {"u", "ad", "price", "tags", "note", "__label__"}
+    assert set(out.log._held[0].column_names) == {"u", "ad", "price", "tags", "note", "__label__"}
     assert set(out.dictionaries) == {"ad"}  # notes are only kept: no dictionary for them
 
 
