@@ -14,7 +14,7 @@ from torch import Tensor
 from ctr_models.errors import ConfigError
 from ctr_models.model import CTRModel, ModelSpec
 from ctr_models.schema import IdField, Schema
-from pipelines.training.recipes import Context, Phase, Recipe, RecipeOptions, register_recipe
+from pipelines.training.recipes import Context, Phase, Recipe, RecipeOptions, Retrain, register_recipe
 
 if TYPE_CHECKING:
     from pipelines.training.config import TrainConfig
@@ -76,19 +76,6 @@ class Choose(Phase):
             "dims": dims,
             "report": {"title": "dimensions by the variance that they explain", "rows": [*rows, total]},
         }
-        return context
-
-
-class Retrain(Phase):
-    """Trains the model anew with the dimensions found."""
-
-    name = "retrain"
-
-    def run(self, context: Context) -> Context:
-        """Train until the epochs are over or stopping says so."""
-        from pipelines.training.fit import fit
-
-        context.outputs[self.name] = fit(context, context.run_dir / self.name)
         return context
 
 

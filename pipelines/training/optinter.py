@@ -14,7 +14,7 @@ from ctr_models.errors import ConfigError, SluiceError, nearest
 from ctr_models.model import ModelSpec
 from ctr_models.models.optinter import OptInter, OptInterConfig, Pair, Treatment
 from pipelines.features.spec import Column, FeatureSpec, Hash, Vocabulary
-from pipelines.training.recipes import Context, Phase, Recipe, RecipeOptions, register_recipe
+from pipelines.training.recipes import Context, Phase, Recipe, RecipeOptions, Retrain, register_recipe
 
 CrossEncoding = Annotated[Vocabulary | Hash, Field(discriminator="how")]
 
@@ -115,19 +115,6 @@ class Pick(Phase):
         left = tuple(c for c in columns if c.name in kept or c.name not in by_pair.values())
         if left != columns:
             _encode(context, left, self.name)
-        return context
-
-
-class Retrain(Phase):
-    """Trains the picked model from fresh weights."""
-
-    name = "retrain"
-
-    def run(self, context: Context) -> Context:
-        """Train until the epochs are over or stopping says so."""
-        from pipelines.training.fit import fit
-
-        context.outputs[self.name] = fit(context, context.run_dir / self.name)
         return context
 
 

@@ -183,6 +183,12 @@ class Fit(Phase):
         return context
 
 
+class Retrain(Fit):
+    """Trains the model anew, as the phases before have decided it, from fresh weights."""
+
+    name = "retrain"
+
+
 @register_recipe("fit")
 class FitRecipe(Recipe):
     """One phase: train."""
