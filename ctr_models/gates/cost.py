@@ -1,8 +1,8 @@
-"""What a gate costs: parameters, and floating-point operations a row."""
+"""What a gate, or any computation, costs: parameters, and floating-point operations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,14 +52,27 @@ def cost(case: Case, sizes: Sizes = EXAMPLE) -> Cost:
 
 
 @torch.no_grad()
+def operations(compute: Callable[[], object]) -> int:
+    """Return how many floating-point operations a computation makes, counted as in :class:`Cost`.
+
+    What torch knows no operation for, such as the look-up in a fused table, counts as none.
+
+    Example:
+        >>> operations(lambda: torch.zeros(2, 3) @ torch.zeros(3, 5))
+        60
+    """
+    with _Counter() as counter:
+        compute()
+    return counter.flops
+
+
+@torch.no_grad()
 def _flops_a_row(case: Case, use: Use, sizes: Sizes) -> float:
     use.eval()
     counts = []
     for rows in (sizes.rows, 2 * sizes.rows):  # the difference leaves out what is done once a batch
         given = inputs(case, use.gate, replace(sizes, rows=rows))
-        with _Counter() as counter:
-            use(*given)
-        counts.append(counter.flops)
+        counts.append(operations(lambda given=given: use(*given)))  # type: ignore[misc]
     return (counts[1] - counts[0]) / sizes.rows
 
 

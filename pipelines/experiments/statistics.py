@@ -18,7 +18,7 @@ as many; the tests simulate its coverage. With one seed it covers rows only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,19 +95,20 @@ def compare(
     cluster: npt.ArrayLike,
     predictions: Mapping[str, npt.ArrayLike],
     *,
-    control: str,
+    control: str | Mapping[str, str],
     metrics: Sequence[str] = ("auc", "logloss"),
     alpha: float = 0.05,
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Difference]:
-    """Compare each arm with the control on the same rows.
+    """Compare each challenger with its control on the same rows.
 
     Args:
         label: 0 or 1, (N,).
         cluster: what is resampled as one, usually the user, (N,) integers.
         predictions: probabilities by arm, (S, N): the same rows and the same S seeds for every arm.
-        control: name of the arm that the others are compared with.
+        control: name of the arm that the others are compared with; or, where challengers have different ones, the
+            name of each challenger's control by its own.
         metrics: of ``auc``, ``logloss``, ``gauc``.
         alpha: chance of a wrong verdict on a metric, over all challengers together (Holm).
         resamples: bootstrap resamples of the clusters.
@@ -130,8 +131,7 @@ def compare(
 
     Source: Poisson bootstrap, arXiv 1012.2789; AUC as a U-statistic, DeLong et al. 1988; Holm 1979.
     """
-    if control not in predictions:
-        raise ConfigError(f"no arm {control!r}", where="control", remedy=nearest(control, predictions))
+    controls = _controls(control, predictions)
     for metric in metrics:
         if metric not in METRICS:
             raise ConfigError(
@@ -139,7 +139,7 @@ def compare(
             )
     code, clusters = _codes(cluster)
     arms = {name: np.atleast_2d(np.asarray(p, dtype=np.float64)) for name, p in predictions.items()}
-    shape = (arms[control].shape[0], len(code))
+    shape = (next(iter(arms.values())).shape[0], len(code))
     for name, p in arms.items():
         if p.shape != shape:
             raise DataError(
@@ -155,7 +155,7 @@ def compare(
         "gauc": lambda p: weighted_mean(*user_auc(y, p, code), np.arange(clusters), clusters),
     }
     tables = {m: {name: [make[m](row) for row in p] for name, p in arms.items()} for m in metrics}
-    return _differences(tables, control, clusters, len(code), alpha, resamples, seed, METRICS)
+    return _differences(tables, controls, clusters, len(code), alpha, resamples, seed, METRICS)
 
 
 def compare_means(
@@ -182,8 +182,7 @@ def compare_means(
         >>> compare_means(arms, np.arange(1000) // 2, control="a", resamples=200)[0].verdict
         'better'
     """
-    if control not in values:
-        raise ConfigError(f"no arm {control!r}", where="control", remedy=nearest(control, values))
+    controls = _controls(control, values)
     code, clusters = _codes(cluster)
     arms = {name: np.atleast_2d(np.asarray(v, dtype=np.float64)) for name, v in values.items()}
     for name, v in arms.items():
@@ -191,7 +190,7 @@ def compare_means(
             raise DataError(f"values are not finite or have shape {v.shape}", where=f"arm {name}")
     ones = np.ones(len(code))
     tables = {metric: {n: [weighted_mean(row, ones, code, clusters) for row in v] for n, v in arms.items()}}
-    return _differences(tables, control, clusters, len(code), alpha, resamples, seed, {metric: more_is_better})
+    return _differences(tables, controls, clusters, len(code), alpha, resamples, seed, {metric: more_is_better})
 
 
 def weighted_auc(y: npt.NDArray[np.bool_], score: Floats, code: npt.NDArray[np.int64], clusters: int) -> Statistic:
@@ -323,9 +322,19 @@ def holm(p: Sequence[float], alpha: float) -> list[float]:
     return levels
 
 
+def _controls(control: str | Mapping[str, str], arms: Iterable[str]) -> dict[str, str]:
+    """Return the control of each challenger."""
+    names = list(arms)
+    given = {n: control for n in names if n != control} if isinstance(control, str) else dict(control)
+    for name in [control] if isinstance(control, str) else [*given.values(), *given]:
+        if name not in names:
+            raise ConfigError(f"no arm {name!r}", where="control", remedy=nearest(name, names))
+    return given
+
+
 def _differences(
     tables: Mapping[str, Mapping[str, Sequence[Statistic]]],
-    control: str,
+    controls: Mapping[str, str],
     clusters: int,
     rows: int,
     alpha: float,
@@ -347,22 +356,18 @@ def _differences(
             remedy="compare on more rows",
         )
     found: dict[tuple[str, str], Difference] = {}
+    challengers = [name for name in next(iter(tables.values())) if name in controls]
     for metric, arms in tables.items():
         where = {name: [i for i, c in enumerate(columns) if c[:2] == (metric, name)] for name in arms}
-        base = where[control]
-        challengers = [name for name in arms if name != control]
-        estimates = [
-            estimate(whole[where[name]] - whole[base], draws[:, where[name]] - draws[:, base], clusters)
-            for name in challengers
-        ]
+        pairs = [(where[name], where[controls[name]]) for name in challengers]
+        estimates = [estimate(whole[a] - whole[b], draws[:, a] - draws[:, b], clusters) for a, b in pairs]
         for name, e, level in zip(challengers, estimates, holm([e.p for e in estimates], alpha), strict=True):
             low, high = e.interval(level)
             found[name, metric] = Difference(
-                name, control, metric, e.value, low, high, e.p, 1 - level,
-                _verdict(low, high, better[metric]), len(base), clusters, rows,
+                name, controls[name], metric, e.value, low, high, e.p, 1 - level,
+                _verdict(low, high, better[metric]), len(where[name]), clusters, rows,
             )  # fmt: skip
-    names = [name for name in next(iter(tables.values())) if name != control]
-    return [found[name, metric] for name in names for metric in tables]
+    return [found[name, metric] for name in challengers for metric in tables]
 
 
 def _verdict(low: float, high: float, more_is_better: bool) -> Verdict:

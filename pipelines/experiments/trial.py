@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +56,33 @@ def run_trial(config: RunConfig, data: EncodedData, folder: Path, *, progress: b
     Raises:
         ArtifactError: the predictions kept are damaged.
     """
-    own = Path(folder) / f"seed-{config.seed}-{identity(config, data)}"
+    own = folder_of(config, data, folder)
+    trial = read_trial(own)
+    if trial is not None:
+        return trial
+    _train(config, data, own, progress)
+    trained = read_trial(own)
+    assert trained is not None
+    return replace(trained, fresh=True)
+
+
+def folder_of(config: RunConfig, data: EncodedData, folder: Path) -> Path:
+    """Return where :func:`run_trial` keeps a trial."""
+    return Path(folder) / f"seed-{config.seed}-{identity(config, data)}"
+
+
+def read_trial(own: Path) -> Trial | None:
+    """Read a finished trial back; None if there is none.
+
+    Args:
+        own: by :func:`folder_of`.
+
+    Raises:
+        ArtifactError: the predictions kept are damaged.
+    """
     finished = own / "finished"
-    fresh = not (finished / RESULT).exists()
-    if fresh:
-        _train(config, data, own, progress)
+    if not (finished / RESULT).exists():
+        return None
     result = json.loads((finished / RESULT).read_text(encoding="utf-8"))
     if sha256_file(finished / PREDICTIONS) != result["sha256"]:
         raise ArtifactError(
@@ -74,7 +96,7 @@ def run_trial(config: RunConfig, data: EncodedData, folder: Path, *, progress: b
         result["history"],
         result["rows_per_second"],
         result["parameters"],
-        fresh,
+        fresh=False,
     )
 
 
