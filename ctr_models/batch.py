@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ class Batch(Pipelineable):
         sequences: int32 ids of the behaviour histories, oldest first, keys as in ``schema.sequences``.
         label: 0 or 1, (B,) float32.
         group: the user, for per-user metrics, (B,) int64.
+        targets: labels of the further tasks, (B, T) float32, columns in the order of ``schema.tasks``; NaN where
+            unknown. None where there are no further tasks, or no row's label is known.
     """
 
     dense: Tensor
@@ -32,22 +35,30 @@ class Batch(Pipelineable):
     sequences: KeyedJaggedTensor
     label: Tensor
     group: Tensor
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return self.label.shape[0]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """Return the batch on ``device``."""
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+        return Batch(**{name: one.to(device, non_blocking=non_blocking) for name, one in self._held()})
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the allocator that ``stream`` uses these tensors."""
-        for f in fields(self):
-            getattr(self, f.name).record_stream(stream)
+        for _, one in self._held():
+            one.record_stream(stream)
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory."""
-        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+        return Batch(**{name: one.pin_memory() for name, one in self._held()})
+
+    def _held(self) -> Iterator[tuple[str, Any]]:
+        """What the batch has, by the name of its field."""
+        for f in fields(self):
+            one = getattr(self, f.name)
+            if one is not None:
+                yield f.name, one
 
 
 @lru_cache(maxsize=8)
@@ -90,6 +101,7 @@ class EncodedRows:
         ragged: ids of multi and sequence fields by name.
         label: (W,) float32.
         group: (W,) int64.
+        targets: (W, T) float32, columns in the order of ``schema.tasks``, NaN where unknown; None: no label known.
     """
 
     schema: Schema
@@ -98,6 +110,7 @@ class EncodedRows:
     ragged: Mapping[str, Ragged]
     label: np.ndarray
     group: np.ndarray
+    targets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -118,6 +131,7 @@ class EncodedRows:
             sequences=self._keyed([(f.name, f.kind) for f in self.schema.sequences], single, index, size),
             label=torch.from_numpy(np.ascontiguousarray(self.label[rows])),
             group=torch.from_numpy(np.ascontiguousarray(self.group[rows])),
+            targets=None if self.targets is None else torch.from_numpy(np.ascontiguousarray(self.targets[rows])),
         )
 
     def _keyed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ctr_models.batch import Batch, EncodedRows, Ragged
@@ -9,7 +11,7 @@ from ctr_models.schema import Schema
 
 
 def example_rows(schema: Schema, *, rows: int, seed: int = 0) -> EncodedRows:
-    """Return random encoded rows; a tenth of the ids is missing, and some histories are empty.
+    """Return random encoded rows; a tenth of the ids is missing, some histories are empty.
 
     Args:
         schema: the fields.
@@ -28,7 +30,7 @@ def example_rows(schema: Schema, *, rows: int, seed: int = 0) -> EncodedRows:
         if f.kind != "categorical":
             offsets = np.concatenate([[0], np.cumsum(random.integers(0, min(f.max_length, 5) + 1, rows))])
             ragged[f.name] = Ragged(ids(f.rows, int(offsets[-1])), offsets.astype(np.int64))
-    return EncodedRows(
+    found = EncodedRows(
         schema=schema,
         dense=random.standard_normal((rows, len(schema.dense)), dtype=np.float32),
         single=np.stack(single) if single else np.empty((0, rows), np.int32),
@@ -36,6 +38,11 @@ def example_rows(schema: Schema, *, rows: int, seed: int = 0) -> EncodedRows:
         label=random.integers(0, 2, rows).astype(np.float32),
         group=random.integers(0, max(rows // 4, 1), rows),
     )
+    if not schema.tasks:
+        return found
+    targets = random.integers(0, 2, (rows, len(schema.tasks))).astype(np.float32)
+    targets[random.random(targets.shape) < 0.3] = np.nan
+    return replace(found, targets=targets)
 
 
 def example_batch(schema: Schema, *, rows: int = 4, seed: int = 0) -> Batch:

@@ -147,6 +147,15 @@ class CTRModel(nn.Module):
         """Return logits, (B,) float32."""
         raise NotImplementedError
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the model predicts besides the click, of ``schema.tasks``: nothing, unless a subclass says so."""
+        return ()
+
+    def task_logits(self, batch: Batch) -> Tensor:
+        """Return the logits of the click, as :meth:`forward` does, and of each of :attr:`tasks`, (B, 1 + T)."""
+        return self(batch).unsqueeze(1)
+
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the training loss (scalar: cross-entropy plus the gates' penalties) and the logits (B,)."""
         logits = self(batch)
@@ -199,7 +208,7 @@ class CTRModel(nn.Module):
         was_training = self.training
         try:
             self.eval()
-            self(batch)
+            self.task_logits(batch)
         finally:
             self.train(was_training)
             for handle in handles:

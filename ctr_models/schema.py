@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ctr_models.errors import ConfigError
 
@@ -70,6 +70,8 @@ class Schema(BaseModel):
     sparse: tuple[IdField, ...] = ()
     """categorical and multi fields"""
     sequences: tuple[IdField, ...] = ()
+    tasks: tuple[str, ...] = ()
+    """What else than the click may be predicted: the columns of ``Batch.targets``"""
 
     @classmethod
     def of(
@@ -79,6 +81,7 @@ class Schema(BaseModel):
         dense: Sequence[str] = (),
         dim: int = 16,
         roles: Mapping[str, Role] | None = None,
+        tasks: Sequence[str] = (),
     ) -> Schema:
         """Build a schema of plain fields by hand, as in a notebook: names to table sizes."""
         roles = roles or {}
@@ -87,10 +90,21 @@ class Schema(BaseModel):
             sparse=tuple(
                 IdField(name=n, rows=rows, dim=dim, role=roles.get(n, "context")) for n, rows in categorical.items()
             ),
+            tasks=tuple(tasks),
         )
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A run that was begun before there were tasks can be taken up again.
+        tree = write(self)
+        if not self.tasks:
+            tree.pop("tasks", None)
+        return tree
 
     @model_validator(mode="after")
     def _consistent(self) -> Schema:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks appear twice: {list(self.tasks)}")
         names = [f.name for f in self.fields]
         twice = {n for n in names if names.count(n) > 1}
         if twice:
@@ -159,6 +173,7 @@ class Schema(BaseModel):
                 for f in self.sequences
                 if f.name in kept
             ),
+            tasks=self.tasks,
         )
 
     def with_dim(self, dim: int) -> Schema:
@@ -167,4 +182,5 @@ class Schema(BaseModel):
             dense=tuple(f.model_copy(update={"dim": dim}) for f in self.dense),
             sparse=tuple(f.model_copy(update={"dim": dim, "rank": None}) for f in self.sparse),
             sequences=tuple(f.model_copy(update={"dim": dim, "rank": None}) for f in self.sequences),
+            tasks=self.tasks,
         )

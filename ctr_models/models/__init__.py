@@ -14,6 +14,7 @@ from ctr_models.models.gdcn import GDCN
 from ctr_models.models.ipnn import IPNN
 from ctr_models.models.lr import LR
 from ctr_models.models.masknet import MaskNet
+from ctr_models.models.mmoe import MMoE
 from ctr_models.models.optinter import OptInter
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "DeepFM",
     "DualMLP",
     "FinalMLP",
+    "MMoE",
     "MaskNet",
     "OptInter",
 ]

@@ -6,6 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+OPERATIONAL = frozenset(
+    {"checkpoint_every", "keep_checkpoints", "eval_batch_size", "threads", "sharding", "slices"}
+)
+"""Keys of ``train`` that don't decide what the weights become."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -176,7 +176,9 @@ def _changed(schema: Schema, changes: Mapping[str, dict[str, int]]) -> Schema:
     def changed(fields: tuple[IdField, ...]) -> tuple[IdField, ...]:
         return tuple(f.model_copy(update=changes.get(f.table, {})) for f in fields)
 
-    return Schema(dense=schema.dense, sparse=changed(schema.sparse), sequences=changed(schema.sequences))
+    return Schema(
+        dense=schema.dense, sparse=changed(schema.sparse), sequences=changed(schema.sequences), tasks=schema.tasks
+    )
 
 
 def _takes(model: ModelSpec, schema: Schema) -> bool:

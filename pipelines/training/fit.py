@@ -18,7 +18,7 @@ from ctr_models.gates import Gate
 from ctr_models.model import CTRModel
 from pipelines.evaluation.metrics import evaluate
 from pipelines.training.checkpoint import Checkpoints, load, save, step_name
-from pipelines.training.config import TrainConfig
+from pipelines.training.config import OPERATIONAL, TrainConfig
 from pipelines.training.engine import Engine
 from pipelines.training.loader import Loader
 from pipelines.training.optimizers import Progress, judge
@@ -252,9 +252,9 @@ def _named(weights: dict[str, Any]) -> dict[str, Any]:
 
 def _fingerprint(context: Context, parts: int, annealed: bool) -> str:
     """Hash of all that decides the weights; things such as the number of epochs may change on resume."""
-    free = {"epochs", "checkpoint_every", "keep_checkpoints", "eval_batch_size", "threads", "sharding", "slices"}
-    if annealed:  # by the share of all epochs
-        free.remove("epochs")
+    free = set(OPERATIONAL)
+    if not annealed:  # by the share of all epochs
+        free.add("epochs")
     if context.config.train.selection_lr is None:
         free.add("selection_lr")
     content = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -236,13 +237,19 @@ def rewind(model: CTRModel, snapshot: Path) -> None:
 
 
 def read_masks(run_dir: Path) -> dict[str, Tensor]:
-    """Return the masks that a run has decided on, by table, (rows,)."""
+    """Return the masks that a run has decided on, by table, (rows,).
+
+    Raises:
+        ArtifactError: they are missing or damaged.
+    """
     path = run_dir / Harden.name / MASKS
     try:
         return load(path.read_bytes())
-    except OSError:
+    except (OSError, SafetensorError):
         raise ArtifactError(
-            "the masks are missing", where=str(path), remedy=f"delete {run_dir / 'phases'} to decide again"
+            "the masks are missing or damaged",
+            where=str(path),
+            remedy=f"delete {run_dir / 'phases'} to decide again",
         ) from None
 
 
@@ -252,6 +259,7 @@ def smaller(schema: Schema, rows: dict[str, int]) -> Schema:
         dense=schema.dense,
         sparse=tuple(f.model_copy(update={"rows": rows[f.table]}) for f in schema.sparse),
         sequences=tuple(f.model_copy(update={"rows": rows[f.table]}) for f in schema.sequences),
+        tasks=schema.tasks,
     )
 
 

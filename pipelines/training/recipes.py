@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ctr_models.errors import ArtifactError, explain
+from ctr_models.errors import ArtifactError, ConfigError, explain
 from ctr_models.model import ModelSpec
 from ctr_models.registry import Registry
 from ctr_models.schema import Schema
 from pipelines.features.files import atomic_write
+from pipelines.training.config import OPERATIONAL
 
 if TYPE_CHECKING:
     from pipelines.config import RunConfig
@@ -126,12 +128,21 @@ def run_recipe(recipe: Recipe, context: Context) -> Context:
 
     A finished phase leaves ``phases/<number>-<name>.json`` in the run's folder: its outputs, and the model and
     inputs as it left them, and where its encoded features lie if it made others. On resume it is skipped.
+
+    Raises:
+        ConfigError: a phase is finished that another recipe, or other settings, have run.
     """
-    for number, phase in enumerate(recipe.phases()):
-        marker = context.run_dir / "phases" / f"{number}-{phase.name}.json"
+    folder, phases = context.run_dir / "phases", recipe.phases()
+    markers = [folder / f"{number}-{phase.name}.json" for number, phase in enumerate(phases)]
+    if context.resume and context.me.first and set(folder.glob("*.json")) - set(markers):
+        raise _other("phases of another recipe are finished", folder)
+    for marker, phase in zip(markers, phases, strict=True):
         # Rank 0 decides: a marker may appear between two ranks' looks.
         left = context.me.share(_read(marker) if context.resume and context.me.first else None)
+        settings = _settings(phase, context)
         if left is not None:
+            if left["settings"] != settings:
+                raise _other(f"phase {phase.name!r} was finished with other settings", marker)
             context.outputs[phase.name] = left["outputs"]
             context.model = ModelSpec.parse(left["model"])
             context.schema = Schema.model_validate(left["schema"])
@@ -142,6 +153,7 @@ def run_recipe(recipe: Recipe, context: Context) -> Context:
         context = phase.run(context)
         if context.me.first:
             content: dict[str, Any] = {
+                "settings": settings,
                 "outputs": context.outputs.get(phase.name, {}),
                 "model": context.model.to_dict(),
                 "schema": context.schema.model_dump(mode="json"),
@@ -163,11 +175,34 @@ def _read(marker: Path) -> dict[str, Any] | None:
     if not marker.exists():
         return None
     try:
-        return json.loads(marker.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ArtifactError(
-            "the phase's marker is damaged", where=str(marker), remedy="delete it to run the phase again"
-        ) from None
+        left = json.loads(marker.read_text(encoding="utf-8"))
+        if left.keys() >= {"settings", "outputs", "model", "schema"}:
+            return left
+    except (ValueError, AttributeError):
+        pass
+    raise ArtifactError(
+        "the phase's marker is damaged", where=str(marker), remedy="delete it to run the phase again"
+    )
+
+
+def _settings(phase: Phase, context: Context) -> str:
+    """Hash of all that decides what a phase comes to."""
+    options = getattr(phase, "options", None)
+    content = {
+        "options": None if options is None else options.model_dump(mode="json"),
+        "model": context.model.to_dict(),
+        "schema": context.schema.model_dump(mode="json"),
+        "data": context.data.state.hash,
+        "seed": context.config.seed,
+        "train": context.config.train.model_dump(mode="json", exclude=set(OPERATIONAL)),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _other(problem: str, where: Path) -> ConfigError:
+    return ConfigError(
+        problem, where=str(where), remedy="resume with the run's own config.yaml, or start a new run"
+    )
 
 
 class Fit(Phase):

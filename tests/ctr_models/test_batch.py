@@ -97,6 +97,18 @@ def test_to_keeps_everything() -> None:
     assert len(moved) == 5
 
 
+def test_labels_of_further_tasks_go_where_the_rows_go() -> None:
+    rows = example_rows(Schema.of({"user": 9}, tasks=["conversion", "return"]), rows=12)
+    assert rows.targets is not None
+    assert np.isnan(rows.targets).any()
+    for chosen in (np.array([7, 2, 2]), slice(3, 8)):
+        batch = rows.batch(chosen).to(torch.device("cpu"))
+        assert batch.targets is not None
+        assert batch.targets.dtype == torch.float32
+        np.testing.assert_array_equal(batch.targets.numpy(), rows.targets[chosen])
+    assert example_rows(PLAIN, rows=3).batch().to(torch.device("cpu")).targets is None
+
+
 def test_ragged_take() -> None:
     ragged = Ragged(np.array([1, 2, 3, 4], np.int32), np.array([0, 2, 2, 4]))
     values, lengths = ragged.take(np.array([2, 1, 0, 2]))

@@ -11,6 +11,8 @@ SCHEMA = Schema(
     sequences=(IdField(name="history", rows=7, table="item", kind="sequence", target="item", role="user"),),
 )
 
+TASKS = Schema.of({"user": 9, "item": 7}, tasks=["conversion"])
+
 
 def test_sizes_and_tables() -> None:
     assert SCHEMA.width == 4 + 3 * 16
@@ -25,7 +27,17 @@ def test_parts() -> None:
 
 
 def test_it_survives_json() -> None:
-    assert Schema.model_validate_json(SCHEMA.model_dump_json()) == SCHEMA
+    for schema in (SCHEMA, TASKS):
+        assert Schema.model_validate_json(schema.model_dump_json()) == schema
+
+
+def test_a_schema_without_tasks_is_written_as_before_there_were_any() -> None:
+    assert set(SCHEMA.model_dump(mode="json")) == {"dense", "sparse", "sequences"}
+    assert TASKS.model_dump(mode="json")["tasks"] == ["conversion"]
+
+
+def test_tasks_stay_when_fields_change() -> None:
+    assert TASKS.only(["user"]).tasks == TASKS.with_dim(8).tasks == ("conversion",)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +50,7 @@ def test_it_survives_json() -> None:
             {"sparse": (IdField(name="c", rows=2, of=("a", "b")),)},
             r"cross 'c' is of \['a', 'b'\], which are no fields",
         ),
+        ({"tasks": ("a", "a")}, "tasks appear twice"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(fields: dict, message: str) -> None:

@@ -359,8 +359,12 @@ def test_a_price_too_high_for_anything_is_said_so(data, tmp_path):
         )
 
 
-def test_missing_masks_are_named(tmp_path):
-    with pytest.raises(ArtifactError, match="masks are missing"):
+def test_missing_or_damaged_masks_are_named(tmp_path):
+    with pytest.raises(ArtifactError, match="masks are missing or damaged"):
+        read_masks(tmp_path)
+    (tmp_path / "harden").mkdir()
+    (tmp_path / "harden" / "masks.safetensors").write_bytes(b"half")
+    with pytest.raises(ArtifactError, match=r"masks\.safetensors: the masks are missing or damaged"):
         read_masks(tmp_path)
 
 

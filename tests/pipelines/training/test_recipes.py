@@ -135,9 +135,27 @@ def test_without_resume_every_phase_runs(context, monkeypatch):
         run_recipe(Pruned(RecipeOptions()), context())
 
 
-def test_a_damaged_marker_is_named(context):
+def test_finished_phases_of_other_settings_or_of_another_recipe_are_refused(context):
     run_recipe(Pruned(RecipeOptions()), context())
-    (context().run_dir / "phases" / "0-search.json").write_text("{")
+    changed = context(resume=True)
+    optimizer = changed.config.train.optimizer.model_copy(update={"lr": 0.5})
+    train = changed.config.train.model_copy(update={"optimizer": optimizer})
+    with pytest.raises(ConfigError, match=r"0-search\.json: phase 'search' was finished with other settings"):
+        run_recipe(
+            Pruned(RecipeOptions()), replace(changed, config=changed.config.model_copy(update={"train": train}))
+        )
+    with pytest.raises(ConfigError, match="'search' was finished with other settings"):
+        run_recipe(Pruned(RecipeOptions()), replace(context(resume=True), model=ModelSpec.parse("dcnv2")))
+    with pytest.raises(ConfigError, match="phases: phases of another recipe are finished"):
+        run_recipe(make_recipe(RecipeConfig()), context(resume=True))
+    train = changed.config.train.model_copy(update={"eval_batch_size": 7, "threads": 1, "slices": ("user",)})
+    run_recipe(Pruned(RecipeOptions()), replace(changed, config=changed.config.model_copy(update={"train": train})))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "null", "[]", '{"outputs": {}}'])
+def test_a_damaged_marker_is_named(context, content):
+    run_recipe(Pruned(RecipeOptions()), context())
+    (context().run_dir / "phases" / "0-search.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"0-search\.json: the phase's marker is damaged"):
         run_recipe(Pruned(RecipeOptions()), context(resume=True))
 
