@@ -64,9 +64,10 @@ class OnlineEncoder:
                 self._crosses[c.name] = _Cross(tables[c.name], [crossed[name] for name in c.of])
             else:
                 self._fields[f.name] = _Field(c, state, tables.get(c.table or c.name))
-        # What a log holds besides the features does no harm in a request, the label apart.
+        # What a log holds besides the features does no harm in a request, labels apart.
         given = (spec.user, spec.item, spec.timestamp, *spec.keep)
-        self._allowed = frozenset((*spec.request_columns, *(n for n in given if n and n != spec.label)))
+        labels = spec.labels.values()
+        self._allowed = frozenset((*spec.request_columns, *(n for n in given if n and n not in labels)))
 
     def encode(
         self,

@@ -30,12 +30,12 @@ from pipelines.features.encoders import MISSING, UNKNOWN
 from pipelines.features.files import atomic_directory, sha256_file
 from pipelines.features.fit import CHUNK, Fitter
 from pipelines.features.sequences import Histories
-from pipelines.features.spec import Column, FeatureSpec
+from pipelines.features.spec import LABEL, Column, FeatureSpec
 from pipelines.features.split import SPLITS, assign, check_split
 from pipelines.features.stage import TIME as STAGED_TIME
 from pipelines.features.stage import WORKERS, Source, Staged, open_writer, ordered, stage
 from pipelines.features.state import FeatureState
-from pipelines.features.transform import LABEL, ROW, USER, Encoded, Encoder, arrow_lists, take
+from pipelines.features.transform import ROW, USER, Encoded, Encoder, arrow_lists, take
 from pipelines.features.validate import naming
 
 FORMAT = 1
@@ -269,7 +269,7 @@ class _Features:
     def raw(self) -> list[str]:
         """The staged columns that are read."""
         names = [c.column for c in self.spec.direct if c.from_log is None]
-        return list(dict.fromkeys([*names, LABEL, *([self.spec.user] if self.spec.user else [])]))
+        return list(dict.fromkeys([*names, *self.spec.labels, *([self.spec.user] if self.spec.user else [])]))
 
     def encode(self, chunk: dict[str, RawColumn], rows: slice) -> dict[str, Encoded]:
         """Encode the rows of a chunk, in the order of the schema."""
@@ -285,9 +285,10 @@ class _Features:
                 c = self.columns[name]
                 with naming(self.source, c.column):
                     out[name] = self._column(name, chunk[c.column], partial(self.encoder.column, c))
-        label = chunk[LABEL]
-        assert isinstance(label, pl.Series)
-        out[LABEL] = label.to_numpy()
+        for name in self.spec.labels:
+            label = chunk[name]
+            assert isinstance(label, pl.Series)
+            out[name] = label.to_numpy()
         if self.spec.user is None:
             out[USER] = np.zeros(rows.stop - rows.start, dtype=np.int64)
         else:

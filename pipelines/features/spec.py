@@ -17,6 +17,19 @@ from ctr_models.errors import nearest
 from ctr_models.schema import Kind as IdKind
 from ctr_models.schema import Role
 
+LABEL = "__label__"
+"""The encoded column of the label."""
+
+
+def task_label(task: str) -> str:
+    """Return the encoded column of a further task's label.
+
+    Example:
+        >>> task_label("conversion")
+        '__label_conversion__'
+    """
+    return f"__label_{task}__"
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -157,6 +170,10 @@ class Column(_Strict):
         return self.kind if self.kind in ("multi", "sequence") else "categorical"
 
 
+Task = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=100)]
+"""A column that names metrics."""
+
+
 class FeatureSpec(_Strict):
     """All columns of a log: the one definition that encodes the nightly batch and the single request.
 
@@ -172,6 +189,9 @@ class FeatureSpec(_Strict):
     """
 
     label: str
+    tasks: tuple[Task, ...] = ()
+    """Further labels, for models that predict several: columns of 0 and 1, null or NaN where unknown, which no loss
+    and no metric counts. ``label`` stays what is served."""
     user: str | None = None
     """The column that tells users apart: per-user metrics, clusters of the statistics, histories."""
     item: str | None = None
@@ -181,6 +201,14 @@ class FeatureSpec(_Strict):
     columns: tuple[Column, ...] = Field(min_length=1)
     keep: tuple[str, ...] = ()
     """Columns carried unencoded into the encoded files, for slices and for checks, never a model's input."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What was fitted before there were tasks keeps its hash.
+        tree = write(self)
+        if not self.tasks:
+            tree.pop("tasks", None)
+        return tree
 
     @model_validator(mode="after")
     def _consistent(self) -> FeatureSpec:
@@ -217,7 +245,22 @@ class FeatureSpec(_Strict):
             if c.from_log is not None and (self.user is None or self.timestamp is None):
                 raise ValueError(f"sequence {c.name!r} is made from the log and needs features.user and .timestamp")
         self._check_crosses(by_name)
+        self._check_tasks()
         return self
+
+    def _check_tasks(self) -> None:
+        for position, task in enumerate(self.tasks):
+            if task == self.label:
+                raise ValueError(f"task {task!r} is the label already; drop it from tasks")
+            if task in self.tasks[:position]:
+                raise ValueError(f"task {task!r} stands there twice; drop one")
+            if task in (self.user, self.item, self.timestamp):
+                raise ValueError(f"task {task!r} is the user, item or timestamp; a task is a column of 0 and 1")
+            for c in self.direct:
+                if c.column == task:  # not even in a history: a conversion may come days after its row
+                    raise ValueError(
+                        f"column {c.name!r} reads the task {task!r}: the model would see the answer; drop one"
+                    )
 
     def _check_crosses(self, by_name: dict[str, Column]) -> None:
         seen: dict[frozenset[str], str] = {}
@@ -244,6 +287,11 @@ class FeatureSpec(_Strict):
         """The columns that are crosses of others."""
         return tuple(c for c in self.columns if c.kind == "cross")
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Every label's column in the log by its encoded column, the primary one first."""
+        return {LABEL: self.label, **{task_label(task): task for task in self.tasks}}
+
     def owner(self, column: Column) -> Column:
         """Return the column whose table this one shares (itself, mostly)."""
         table = column.table or column.name
@@ -257,7 +305,7 @@ class FeatureSpec(_Strict):
     def raw_columns(self) -> tuple[str, ...]:
         """Every column of the log that is read, each once."""
         named = [
-            self.label,
+            *self.labels.values(),
             self.user,
             self.item,
             self.timestamp,

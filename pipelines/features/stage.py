@@ -27,7 +27,7 @@ from pipelines.features.spec import FeatureSpec
 from pipelines.features.validate import ContentCheck, check_rows, check_schema, reading, time_key
 
 WORKERS = min(4, os.cpu_count() or 1)
-LABEL, TIME = "__label__", "__time__"
+TIME = "__time__"
 IN_MEMORY = 256 * 2**20
 """Bytes of typed rows up to which a log stays in memory."""
 
@@ -113,7 +113,7 @@ class Staged:
         return max(stop for _, stop in self.parts.values())
 
     def chunks(self, columns: Sequence[str]) -> Iterator[tuple[slice, dict[str, RawColumn]]]:
-        """Yield the rows in order: which they are, and the wanted columns (``__label__`` and ``__time__`` too)."""
+        """Yield the rows in order: which they are, and the wanted columns (labels and ``__time__`` too)."""
         start = 0
         for piece in self.log.pieces(columns):
             yield slice(start, start + piece.num_rows), {n: self._column(n, piece[n]) for n in columns}
@@ -267,7 +267,7 @@ class _Stager:
         while waiting:
             on_rows(self._write(waiting.popleft().result()))
 
-    def _typed(self, frame: pl.DataFrame, labels: np.ndarray, source: str, first: int) -> pa.Table:
+    def _typed(self, frame: pl.DataFrame, labels: dict[str, np.ndarray], source: str, first: int) -> pa.Table:
         out: dict[str, pa.Array] = {}
         for name in self.raw:
             if name in self.codes:
@@ -276,7 +276,7 @@ class _Stager:
                 out[name] = pa.array(numbers(frame[name]))
             else:
                 out[name] = frame[name].rechunk().to_arrow()
-        out[LABEL] = pa.array(labels)
+        out |= {column: pa.array(values) for column, values in labels.items()}
         if self.timed:
             assert self.spec.timestamp is not None
             out[TIME] = pa.array(time_key(frame[self.spec.timestamp], source, first))

@@ -344,7 +344,9 @@ class FeatureState:
                     of=c.of,
                 )
             )
-        return Schema(dense=tuple(dense), sparse=tuple(ids[False]), sequences=tuple(ids[True]))
+        return Schema(
+            dense=tuple(dense), sparse=tuple(ids[False]), sequences=tuple(ids[True]), tasks=self.spec.tasks
+        )
 
     def dropping(self, dropped: Mapping[str, np.ndarray]) -> FeatureState:
         """Return the state in which chosen values no longer take rows: in each table they share row 2.

@@ -15,11 +15,11 @@ from pipelines.features.canonical import canonical_series, numbers
 from pipelines.features.crosses import Crosser
 from pipelines.features.encoders import flat_lists, standardise, user_ids
 from pipelines.features.sequences import add_histories
-from pipelines.features.spec import Column, Standard
+from pipelines.features.spec import LABEL, Column, Standard, task_label
 from pipelines.features.state import FeatureState
 from pipelines.features.validate import check_types, naming, reading
 
-LABEL, USER, ROW = "__label__", "__user__", "__row__"
+USER, ROW = "__user__", "__row__"
 _REMEDY = "give the type that the model was fitted on"
 
 Encoded = np.ndarray | Ragged
@@ -74,7 +74,8 @@ def transform(state: FeatureState, frame: pl.LazyFrame, *, source: str) -> pl.La
 
     A history is read from a list column of its name; where there is none and the frame is a log (it has the
     label, the user and the time), it is made from the frame's own rows, which are then held in memory. Any
-    other column that the frame lacks is missing in every row; without the label, labels are 0.
+    other column that the frame lacks is missing in every row; without the label, labels are 0, without a task's,
+    they are unknown.
 
     Args:
         state: fitted.
@@ -82,8 +83,8 @@ def transform(state: FeatureState, frame: pl.LazyFrame, *, source: str) -> pl.La
         source: the file that messages name.
 
     Returns:
-        Columns in the order of ``state.schema()``, then ``__label__``, ``__user__``, ``__row__`` and those
-        that the spec keeps.
+        Columns in the order of ``state.schema()``, then ``__label__`` and those of tasks, ``__user__``, ``__row__``
+        and those that the spec keeps.
 
     Raises:
         DataError: a column has a type that it can't have, or a value that is not of its type.
@@ -107,7 +108,7 @@ def transform(state: FeatureState, frame: pl.LazyFrame, *, source: str) -> pl.La
             frame = add_histories(spec, frame.collect(), source=source).lazy()
         schema = frame.collect_schema()
     kept = [name for name in spec.keep if name in schema]
-    wanted = [*spec.request_columns, spec.label, *([spec.user] if spec.user else []), *kept]
+    wanted = [*spec.request_columns, *spec.labels.values(), *([spec.user] if spec.user else []), *kept]
     there = [name for name in dict.fromkeys(wanted) if name in schema]
     encoder, crosser = Encoder(state), Crosser(spec, state.types, source)
     names = [f.name for f in state.schema().fields]
@@ -124,8 +125,10 @@ def transform(state: FeatureState, frame: pl.LazyFrame, *, source: str) -> pl.La
         parts |= {raw: batch[raw] for raw in parts if raw in there}
         encoded |= {name: encoder.ids(name, keys) for name, keys in crosser.keys(parts)}
         out = [_series(name, encoded[name]) for name in names]
-        label = batch[spec.label].cast(pl.Float32).fill_null(0.0).to_numpy() if spec.label in there else None
-        out.append(pl.Series(LABEL, np.zeros(len(batch), dtype=np.float32) if label is None else label))
+        for name, raw in spec.labels.items():
+            absent = 0.0 if name == LABEL else np.nan
+            values = batch[raw] if raw in there else nothing
+            out.append(values.cast(pl.Float32).fill_null(absent).alias(name))
         with naming(source, str(spec.user), _REMEDY):
             user = encoder.users(batch[spec.user]) if spec.user in there else np.zeros(len(batch), dtype=np.int64)
         out.append(pl.Series(USER, user))
@@ -137,7 +140,7 @@ def transform(state: FeatureState, frame: pl.LazyFrame, *, source: str) -> pl.La
         **types,
         **{f.name: pl.Int32() if f.kind == "categorical" else pl.List(pl.Int32) for f in state.schema().sparse},
         **{f.name: pl.List(pl.Int32) for f in state.schema().sequences},
-        LABEL: pl.Float32(),
+        **dict.fromkeys(spec.labels, pl.Float32()),
         USER: pl.Int64(),
         ROW: pl.Int64(),
         **{name: schema[name] for name in kept},
@@ -162,7 +165,7 @@ def encoded_rows(table: pa.Table | pl.DataFrame, schema: Schema) -> EncodedRows:
     """Turn encoded columns into the rows that a Batch is cut from.
 
     Args:
-        table: encoded columns; label and user may be absent, and are 0 then.
+        table: encoded columns; label and user may be absent, and are 0 then, those of tasks unknown.
         schema: the fields that are wanted, in their order.
 
     Raises:
@@ -200,7 +203,19 @@ def encoded_rows(table: pa.Table | pl.DataFrame, schema: Schema) -> EncodedRows:
         # Copies: what Arrow owns is read-only, and torch warns of tensors that are.
         label=_flat(table, LABEL, np.float32).copy(),
         group=_flat(table, USER, np.int64).copy(),
+        targets=_targets(table, schema),
     )
+
+
+def _targets(table: pa.Table, schema: Schema) -> np.ndarray | None:
+    """The labels of further tasks, (W, T); None if there are none."""
+    if not schema.tasks:
+        return None
+    targets = np.full((table.num_rows, len(schema.tasks)), np.nan, dtype=np.float32)
+    for i, task in enumerate(schema.tasks):
+        if task_label(task) in table.column_names:
+            targets[:, i] = table[task_label(task)].to_numpy()
+    return targets
 
 
 def _flat(table: pa.Table, name: str, dtype: type) -> np.ndarray:

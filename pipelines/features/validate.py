@@ -11,7 +11,7 @@ import polars as pl
 
 from ctr_models.errors import DataError, nearest
 from pipelines.features.canonical import MAX_TEXT, canonical, is_list, type_of
-from pipelines.features.spec import Column, FeatureSpec
+from pipelines.features.spec import Column, FeatureSpec, task_label
 
 
 @contextmanager
@@ -102,11 +102,12 @@ def check_types(spec: FeatureSpec, schema: Mapping[str, pl.DataType], source: st
     Raises:
         DataError: a column is of a type that its kind can't take.
     """
-    label = schema.get(spec.label)
-    if label is not None and not (label.is_numeric() or label in (pl.Boolean, pl.Null)):
-        raise _wrong(
-            source, spec.label, f"the label is {label}, not a number", "write it as 0 and 1, for example by a cast"
-        )
+    for name in spec.labels.values():
+        label = schema.get(name)
+        if label is not None and not (label.is_numeric() or label in (pl.Boolean, pl.Null)):
+            raise _wrong(
+                source, name, f"the label is {label}, not a number", "write it as 0 and 1, for example by a cast"
+            )
     user = schema.get(spec.user or "")
     if user is not None and (type_of(user) is None or is_list(user)):
         raise _wrong(source, spec.user or "", f"the user is {user}", "write it as text or an integer")
@@ -196,13 +197,15 @@ class ContentCheck:
         self._values = dict.fromkeys((*self._features, *([spec.user] if spec.user else [])))
         self._numbers = {c.column for c in spec.direct if c.kind == "numeric"}
 
-    def batch(self, frame: pl.DataFrame) -> np.ndarray:
-        """Check the next rows and return their labels, (N,) float32.
+    def batch(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
+        """Check the next rows and return their labels by encoded column, (N,) float32; of tasks, NaN where unknown.
 
         Raises:
             DataError: naming file, column and row.
         """
-        labels = self._labels(frame[self.spec.label])
+        labels = {column: self._labels(frame[name]) for column, name in self.spec.labels.items()}
+        for name in self.spec.tasks:
+            self._nulls[name] = self._nulls.get(name, 0) + int(np.isnan(labels[task_label(name)]).sum())
         for name in self._features:
             values = frame[name]
             self._nulls[name] = self._nulls.get(name, 0) + values.null_count()
@@ -252,22 +255,26 @@ class ContentCheck:
             raise _no_rows(self.source)
         for name, nulls in self._nulls.items():
             if nulls == self.rows:
+                listed = "features.tasks" if name in self.spec.tasks else "features.columns"
                 raise DataError(
                     f"every one of {self.rows:,} values is null",
                     where=f"{self.source}: column {name}",
-                    remedy="drop the column from features.columns, or mend the export that lost its values",
+                    remedy=f"drop the column from {listed}, or mend the export that lost its values",
                 )
 
     def _labels(self, values: pl.Series) -> np.ndarray:
-        labels = values.cast(pl.Float64)
-        if labels.null_count():
+        labels, task = values.cast(pl.Float64), values.name in self.spec.tasks
+        if labels.null_count() and not task:
             row = int(labels.is_null().arg_true()[0])
             self._fail(values.name, row, "the label is null", "drop the row, or write 0 or 1")
-        number = labels.to_numpy()
+        number = labels.to_numpy()  # null becomes NaN
         wrong = (number != 0) & (number != 1)
+        if task:
+            wrong &= ~np.isnan(number)
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
-            self._fail(values.name, row, f"the label is {values[row]}", "a click is 1 and no click is 0")
+            remedy = "write 0, 1, or null where it is not known" if task else "a click is 1 and no click is 0"
+            self._fail(values.name, row, f"the label is {values[row]}", remedy)
         return number.astype(np.float32)
 
     def _fail(self, column: str, row: int, problem: str, remedy: str) -> None:

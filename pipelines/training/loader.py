@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from ctr_models.batch import Batch, EncodedRows
 from ctr_models.errors import ConfigError, DataError
 from ctr_models.schema import Schema
-from pipelines.features.transform import encoded_rows
+from pipelines.features.spec import LABEL, task_label
+from pipelines.features.transform import USER, encoded_rows
 
 PREFETCH = 8
 """Batches that wait for the trainer; they cover the time in which the next window is read."""
@@ -81,7 +82,7 @@ class Loader:
         self._seed, self._epoch, self._start = seed, epoch, start_step
         self._mine = range(rank * parts // world, (rank + 1) * parts // world)
         self._batch = batch_size // parts  # rows a step of one part
-        self._columns = [*(f.name for f in schema.fields), "__label__", "__user__"]
+        self._columns = [*(f.name for f in schema.fields), LABEL, *map(task_label, schema.tasks), USER]
         groups = [(file, i, rows) for file in files for i, rows in enumerate(_row_groups(file))]
         if shuffle:
             order = self._random().permutation(len(groups))
