@@ -41,6 +41,8 @@ class Full(Phase):
         """Train until the epochs are over or stopping says so."""
         from pipelines.training.fit import fit
 
+        main_tables(context.model.build(_small(context.schema)))  # before the time is spent
+
         def told(record: dict[str, Any]) -> None:
             # The retraining's epochs begin at 1 again, under the plain names.
             context.on_epoch({k if k in ("epoch", "best") else f"full/{k}": v for k, v in record.items()})
@@ -164,10 +166,21 @@ def choose_dim(explained: Tensor, keep: float, *, multiple: int = 1) -> int:
 
 
 def with_dims(model: ModelSpec, schema: Schema, dims: Mapping[str, int], align: str) -> Schema:
-    """Return the schema with these dimensions by table, aligned to the old ones where that is wanted or needed."""
+    """Return the schema with these dimensions by table, aligned to the old ones where that is wanted or needed.
+
+    Raises:
+        ConfigError: alignment is needed, and not wanted.
+    """
     short = _changed(schema, {table: {"dim": dim} for table, dim in dims.items()})
-    if align == "never" or (align == "auto" and _takes(model, short)):
-        return short
+    if align != "always":
+        try:
+            model.build(_small(short))
+            return short
+        except ConfigError as error:
+            if align == "never":
+                raise ConfigError(
+                    error.problem, where="recipe.options.align", remedy="set it to auto, or choose another model"
+                ) from None
     old = schema.tables
     return _changed(schema, {table: {"rank": dim} for table, dim in dims.items() if dim < old[table].dim})
 
@@ -181,14 +194,9 @@ def _changed(schema: Schema, changes: Mapping[str, dict[str, int]]) -> Schema:
     )
 
 
-def _takes(model: ModelSpec, schema: Schema) -> bool:
-    """Say whether the model can be made for these inputs; tried with tables of two rows."""
-    small = _changed(schema, {table: {"rows": 2} for table in schema.tables})
-    try:
-        model.build(small)
-    except ConfigError:
-        return False
-    return True
+def _small(schema: Schema) -> Schema:
+    """Return the schema with tables of two rows: whether a model takes it does not depend on them."""
+    return _changed(schema, {table: {"rows": 2} for table in schema.tables})
 
 
 def _multiple(train: TrainConfig) -> int:

@@ -147,8 +147,16 @@ def test_alignment_is_a_choice(world):
     assert [(f.dim, f.rank) for f in always.sparse] == [(8, 3), (8, None), (8, 1)]
     needed = with_dims(ModelSpec.parse("fm"), world.schema, dims, "auto")
     assert needed == always
-    with pytest.raises(ConfigError, match="fields of one dimension"):
-        ModelSpec.parse("fm").build(with_dims(ModelSpec.parse("fm"), world.schema, dims, "never"))
+    with pytest.raises(ConfigError, match=r"recipe\.options\.align: .*fields of one dimension.*set it to auto"):
+        with_dims(ModelSpec.parse("fm"), world.schema, dims, "never")
+
+
+def test_a_model_without_tables_is_refused_before_any_training(config, world, tmp_path):
+    plain = config(epochs=1)
+    chosen = plain.model_copy(update={"model": ModelSpec.parse("lr"), "recipe": RecipeConfig(name="fdo")})
+    with pytest.raises(ConfigError, match="'lr' has no embedding tables"):
+        run(chosen, world, tmp_path / "run")
+    assert not (tmp_path / "run" / "full").exists()
 
 
 def test_options_and_models_are_checked(world):
