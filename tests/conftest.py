@@ -11,6 +11,9 @@ from hypothesis import settings
 # Tests run side by side: one thread each, set before torch is imported, and inherited by processes they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Without a GPU, Triton's kernels run in its interpreter; it has to know before it is imported.
+if not Path("/dev/nvidia0").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A shared machine is slow at times; that is no failure of a property.
 settings.register_profile("sluice", parent=settings.default, deadline=None)

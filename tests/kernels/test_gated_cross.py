@@ -1,20 +1,45 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from kernels import gated_cross
+from kernels.gated_cross import OPERATOR
+from tests.kernels.conformance import conforms, examples
+
+EVERY = pytest.mark.parametrize("one", OPERATOR.implementations, ids=lambda one: one.name)
+SHAPES = {"rows": st.integers(0, 130), "width": st.integers(1, 70), "gated": st.booleans(), "biased": st.booleans()}
 
 
 def test_it_is_the_equation() -> None:
-    c0, crossed, c, gate = torch.randn(4, 5, 3, dtype=torch.float64)
-    torch.testing.assert_close(gated_cross(c0, crossed, c, gate), c0 * crossed * gate + c)
+    c0, c, weight, bias, gate = examples(OPERATOR, torch.float64, rows=5, width=3)
+    expected = c0 * (c @ weight.T + bias) * torch.sigmoid(c @ gate.T) + c
+    torch.testing.assert_close(gated_cross(c0, c, weight, bias, gate), expected)
 
 
 def test_without_a_gate_it_is_the_cross_layer_of_dcnv2() -> None:
-    c0, crossed, c = torch.randn(3, 5, 3)
-    assert torch.equal(gated_cross(c0, crossed, c), gated_cross(c0, crossed, c, torch.ones(1, 3)))
+    c0, c, weight, bias, _ = examples(OPERATOR, torch.float64, rows=5, width=3)
+    torch.testing.assert_close(gated_cross(c0, c, weight, bias), c0 * (c @ weight.T + bias) + c)
+
+
+@pytest.mark.parametrize("name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)])
+@given(**SHAPES)
+@settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
+def test_every_implementation(name, dtype, rows, width, gated, biased) -> None:
+    c0, c, weight, bias, gate = examples(OPERATOR, dtype, rows=rows, width=width)
+    one = next(one for one in OPERATOR.implementations if one.name == name)
+    conforms(OPERATOR, one, (c0, c, weight, bias if biased else None, gate if gated else None))
+
+
+@EVERY
+def test_saturated_gates(one) -> None:
+    c0, c, weight, bias, gate = examples(OPERATOR, torch.float32, rows=9, width=5)
+    conforms(OPERATOR, one, (c0, c, weight, bias, gate * 1e4))
 
 
 def test_gradients() -> None:
-    values = tuple(torch.randn(3, 2, dtype=torch.float64, requires_grad=True) for _ in range(4))
+    values = tuple(v.requires_grad_() for v in examples(OPERATOR, torch.float64, rows=3, width=2))
+    assert OPERATOR.chosen(*values) == "cpu"
     assert torch.autograd.gradcheck(gated_cross, values)
