@@ -1,11 +1,15 @@
-"""The operators on which gates stand: the definition of each in plain torch, one file an operator.
+"""The operators on which gates stand: each in plain torch, which is its definition, and faster, one file each.
 
-A function here is what models call. Faster implementations of the same function may stand behind it; the
-plain one stays the definition that they are tested against.
+Models call these functions and nothing else; :mod:`kernels.dispatch` chooses what runs. ``OPERATORS`` holds them
+by name, for tests and benchmarks.
 """
 
+from kernels import dispatch
 from kernels.bilinear_fusion import bilinear_fusion
 from kernels.feature_gate import feature_gate
+from kernels.gated_cross import OPERATOR as _GATED_CROSS
 from kernels.gated_cross import gated_cross
 
-__all__ = ["bilinear_fusion", "feature_gate", "gated_cross"]
+OPERATORS: dict[str, dispatch.Operator] = {one.name: one for one in (_GATED_CROSS,)}
+
+__all__ = ["OPERATORS", "bilinear_fusion", "feature_gate", "gated_cross"]
