@@ -14,11 +14,9 @@ import torch
 from ctr_models.errors import ArtifactError
 from ctr_models.model import CTRModel
 from pipelines.config import RunConfig, dump_config
-from pipelines.evaluation.metrics import evaluate
 from pipelines.features.files import atomic_write
 from pipelines.training.checkpoint import read_tensors, verify
 from pipelines.training.distributed import Ranks, ranks
-from pipelines.training.fit import defined
 from pipelines.training.predict import Predictions, predict
 from pipelines.training.recipes import Context, make_recipe, run_recipe
 from pipelines.training.slicing import check_slices, sliced
@@ -36,7 +34,8 @@ class TrainResult:
 
     Args:
         model: best weights, unsharded, on CPU, in evaluation mode.
-        metrics: ``valid_*`` and ``test_*`` of auc, logloss, gauc, ne and ece; gauc only where it is defined.
+        metrics: ``valid_*`` and ``test_*`` of auc, logloss, gauc, ne and ece, where they are defined; of a further
+            task as ``test_auc_conversion``.
         history: one record an epoch, the first is epoch 1.
         run_dir: configuration, checkpoints and ``result.json``.
         rows_per_second: training rows over the time of the training steps, loader included.
@@ -127,8 +126,7 @@ def _finish(
     metrics = {name: value for name, value in best.items() if name.startswith("valid_")}
     if me.first:
         test = _test(context, model)
-        found = defined(evaluate(test.label, test.probability, test.user))
-        metrics.update({f"test_{name}": value for name, value in found.items()})
+        metrics.update({f"test_{name}": value for name, value in test.metrics().items()})
         # By the features as given: the rows are the same, and these still tell dropped values apart.
         slices = sliced(given, context.config.train.slices, test)
         tracker.finish(trained, metrics, test, slices)
