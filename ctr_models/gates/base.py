@@ -164,7 +164,7 @@ class Gate(nn.Module):
             context: what decides; (1, C) when it is the same for every row; None when the slot has none and
                 ``x`` itself decides.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"gate {type(self).__name__} lacks a forward for slot {self.shape.slot!r}")
 
     def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``x`` times the mask, shape of ``x``."""
