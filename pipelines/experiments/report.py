@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,22 +105,15 @@ def render_report(
         >>> page.startswith("<!doctype html>"), "best possible" in page
         (True, True)
     """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = _number
-    template = environment.from_string(
-        (files("pipelines.experiments") / "templates" / "report.html").read_text(encoding="utf-8")
-    )
     shown = [m for m in NAMES if any(arm.metric(m) is not None for arm in arms)]
     best = {}
     for metric in shown:
         known = [v for arm in arms if (v := arm.metric(metric)) is not None]
         best[metric] = max(known) if METRICS.get(metric, False) else min(known)
     told = [arm for arm in arms if any(plots.gates_of(record) for record in arm.history)]
-    return template.render(
+    return fill(
+        "report.html",
         title=title,
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         summary=summary or {},
         notes=notes,
         arms=arms,
@@ -134,18 +126,38 @@ def render_report(
         gated=any(arm.gates for arm in arms),
         differences=differences,
         percent=lambda share: f"{100 * share:.4g} %",
-        forest=_picture(forest_plot(differences), "forest") if differences else None,
-        curves=_picture(plots.learning_curves({a.name: a.history for a in arms if a.history}), "curves")
+        forest=picture(forest_plot(differences), "forest") if differences else None,
+        curves=picture(plots.learning_curves({a.name: a.history for a in arms if a.history}), "curves")
         if any(a.history for a in arms)
         else None,
         reliability=[
-            (a.name, _picture(plots.reliability_plot(*a.predictions), f"reliability{i}"))
+            (a.name, picture(plots.reliability_plot(*a.predictions), f"reliability{i}"))
             for i, a in enumerate(arms)
             if a.predictions is not None
         ],
-        telemetry=[(a.name, _picture(plots.telemetry_plot(a.history), f"gates{i}")) for i, a in enumerate(told)],
+        telemetry=[(a.name, picture(plots.telemetry_plot(a.history), f"gates{i}")) for i, a in enumerate(told)],
         sample=[json.dumps(part, indent=2, ensure_ascii=False, default=str) for part in serving_sample or ()],
     )
+
+
+def fill(template: str, **content: Any) -> str:
+    """Return a page made of one of ``templates/``, with the time of its making.
+
+    Args:
+        template: its file's name.
+        content: what it asks for.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipelines.experiments"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["number"] = number
+    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return environment.get_template(template).render(created=created, **content)
 
 
 def forest_plot(differences: Sequence[Difference]) -> Figure:
@@ -178,8 +190,8 @@ def forest_plot(differences: Sequence[Difference]) -> Figure:
     return figure
 
 
-def _picture(figure: Figure, prefix: str) -> Any:
-    """An SVG that may stand beside others in one page: ids made unique, ink and grid left to the page's theme."""
+def picture(figure: Figure, prefix: str) -> Any:
+    """Return an SVG that may stand beside others in one page: ids made unique, ink and grid left to the page's theme."""
     from markupsafe import Markup
 
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", plots.svg(figure))
@@ -187,7 +199,8 @@ def _picture(figure: Figure, prefix: str) -> Any:
     return Markup(text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))
 
 
-def _number(value: object, digits: int = 5, signed: bool = False) -> str:
+def number(value: object, digits: int = 5, signed: bool = False) -> str:
+    """Return a number as the page shows it, a dash where there is none."""
     if not isinstance(value, int | float) or math.isnan(value):
         return "–"
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
