@@ -40,11 +40,15 @@ class Budget:
 # The average looks back over one epoch of the fewer there are, not over four.
 _FRAPPE = ("train.epochs=12", "train.averaging.decay=0.98")
 # More and smaller steps make up for fewer rows; the contrast keeps its share of the batch.
-_HISTORY = ("train.epochs=4", "train.batch_size=1024", "data.options.history=20")
+_HISTORY = ("train.epochs=3", "train.batch_size=1024", "data.options.history=20")
 BUDGETS = {
     "finalmlp": Budget("frappe_x1/finalmlp", _FRAPPE),
     "gdcn": Budget("frappe_x1/gdcn_p", _FRAPPE),
-    "autoint": Budget("frappe_x1/autoint", ("train.epochs=5", "train.batch_size=1024")),
+    # Without the perceptron AutoInt has learnt first-order effects only, after so few steps.
+    "autoint": Budget(
+        "frappe_x1/autoint_plus",
+        ("train.epochs=6", "train.averaging.decay=0.98", "model.attention_layers=2", "model.width=32"),
+    ),
     "din": Budget("movielens_1m_history/din", _HISTORY, 0.25),
     "aw_moe": Budget("movielens_1m_history/aw_moe", (*_HISTORY, "model.contrast.rows=256"), 0.25),
 }

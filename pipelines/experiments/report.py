@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 NAMES = {"auc": "AUC", "logloss": "Logloss", "gauc": "GAUC", "ne": "NE", "ece": "ECE"}
 """Metrics as columns, in this order."""
+VERDICTS = {"better": "#2a9d6f", "worse": "#c0392b", "noise": "#7d8590"}
+"""Colours of intervals."""
 EXPLAINED = {
     "auc": "Area under the ROC curve: how often a click scores above a non-click",
     "logloss": "Mean cross-entropy in nats; lower is better",
@@ -172,13 +174,12 @@ def forest_plot(differences: Sequence[Difference]) -> Figure:
 
     metrics = list(dict.fromkeys(d.metric for d in differences))
     names = list(dict.fromkeys(d.challenger for d in differences))
-    colour = {"better": "#2a9d6f", "worse": "#c0392b", "noise": "#7d8590"}
     figure = Figure(figsize=(7.6, 0.9 + 0.38 * len(names)), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for d in (d for d in differences if d.metric == metric):
             height = len(names) - names.index(d.challenger)
-            axes.plot([d.low, d.high], [height] * 2, color=colour[d.verdict], linewidth=2.2)
-            axes.plot(d.value, height, "o", color=colour[d.verdict], markersize=5.5)
+            axes.plot([d.low, d.high], [height] * 2, color=VERDICTS[d.verdict], linewidth=2.2)
+            axes.plot(d.value, height, "o", color=VERDICTS[d.verdict], markersize=5.5)
         axes.axvline(0, color=plots.INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set(ylim=(0.4, len(names) + 0.6), yticks=range(len(names), 0, -1))
         axes.set_yticklabels(names if metric == metrics[0] else [])
@@ -191,7 +192,7 @@ def forest_plot(differences: Sequence[Difference]) -> Figure:
 
 
 def picture(figure: Figure, prefix: str) -> Any:
-    """Return an SVG that may stand beside others in one page: ids made unique, ink and grid left to the page's theme."""
+    """Return an SVG that may stand beside others in a page: ids made unique, ink and grid left to the page."""
     from markupsafe import Markup
 
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", plots.svg(figure))
