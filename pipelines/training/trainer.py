@@ -17,6 +17,7 @@ from pipelines.config import RunConfig, dump_config
 from pipelines.features.files import atomic_write
 from pipelines.training.checkpoint import read_tensors, verify
 from pipelines.training.distributed import Ranks, ranks
+from pipelines.training.judging import judged_phases
 from pipelines.training.predict import Predictions, predict
 from pipelines.training.recipes import Context, make_recipe, run_recipe
 from pipelines.training.slicing import check_slices, sliced
@@ -43,7 +44,7 @@ class TrainResult:
         data: the encoded features that the model reads; not those that were given where the recipe made others.
         first: whether this process is rank 0, the one that releases.
         slices: test metrics by column and value, for the columns of ``train.slices``.
-        reports: what the recipe's phases have to tell, each a ``title`` and ``rows``.
+        reports: what the recipe's phases have to tell, each a ``title``, ``rows`` and, some of them, ``totals``.
     """
 
     model: CTRModel
@@ -122,6 +123,8 @@ def _finish(
     context: Context, given: EncodedData, trained: dict[str, Any], model: CTRModel, tracker: Any, me: Ranks
 ) -> TrainResult:
     reports = [output["report"] for output in context.outputs.values() if "report" in output]
+    judged = judged_phases(context.outputs)
+    reports += [judged] if judged else []
     best = next(r for r in trained["history"] if r["epoch"] == trained["best_epoch"])
     metrics = {name: value for name, value in best.items() if name.startswith("valid_")}
     if me.first:
@@ -129,7 +132,7 @@ def _finish(
         metrics.update({f"test_{name}": value for name, value in test.metrics().items()})
         # By the features as given: the rows are the same, and these still tell dropped values apart.
         slices = sliced(given, context.config.train.slices, test)
-        tracker.finish(trained, metrics, test, slices)
+        tracker.finish(trained, metrics, test, slices, reports)
         result = {
             "metrics": metrics,
             "slices": slices,
