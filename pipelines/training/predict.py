@@ -50,12 +50,16 @@ class Predictions:
     def metrics(self) -> dict[str, float]:
         """Return the metrics that are defined; a further task's carry its name, as ``auc_conversion``.
 
-        GAUC is defined where a user has both labels; nothing is where no label is known.
+        GAUC is defined where a user has both labels; a further task has metrics where both of its labels are known.
+
+        Raises:
+            DataError: the rows don't have both labels.
         """
-        found = evaluate(self.label, self.probability, self.user) if len(self) else {}
+        found = evaluate(self.label, self.probability, self.user)
         found = {name: value for name, value in found.items() if not math.isnan(value)}
         for task, own in self.tasks.items():
-            found |= {f"{name}_{task}": value for name, value in own.metrics().items()}
+            if np.unique(own.label).size == 2:
+                found |= {f"{name}_{task}": value for name, value in own.metrics().items()}
         return found
 
 
