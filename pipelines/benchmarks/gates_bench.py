@@ -49,8 +49,8 @@ BUDGETS = {
         "frappe_x1/autoint_plus",
         ("train.epochs=6", "train.averaging.decay=0.98", "model.attention_layers=2", "model.width=32"),
     ),
-    "din": Budget("movielens_1m_history/din", _HISTORY, 0.25),
-    "aw_moe": Budget("movielens_1m_history/aw_moe", (*_HISTORY, "model.contrast.rows=256"), 0.25),
+    "din": Budget("movielens_1m_history/din", _HISTORY, 0.2),
+    "aw_moe": Budget("movielens_1m_history/aw_moe", (*_HISTORY, "model.contrast.rows=256"), 0.2),
 }
 
 

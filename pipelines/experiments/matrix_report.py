@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEGIN, END = "<!-- results: written by sluice bench gates -->", "<!-- end of results -->"
-OUTLYING = 3.0
-"""A forest's edge lies this many times its third quartile from zero, so that one failure hides no other gate."""
+OUTLYING = 2.0
+"""A forest's edge lies this many times the third quartile from zero, so that one failure hides no other gate."""
 
 
 def render_page(table: pl.DataFrame, *, notes: Sequence[str], about: Mapping[str, str]) -> str:
@@ -199,12 +199,13 @@ def gains(table: pl.DataFrame) -> Figure:
         axes.set(xlabel="operations, times the control's", ylim=(-1.15 * edge, 1.15 * edge))
         axes.margins(x=0.18)
         axes.locator_params(nbins=5)
+        axes.xaxis.label.set_size(8.5)
         plots.tidy(axes)
     for axes in panels[len(models) :]:
         axes.set_visible(False)
     for axes in panels[::wide]:
         axes.set_ylabel("difference in AUC")
-        axes.yaxis.label.set_color(plots.INK)
+        axes.yaxis.label.set(color=plots.INK, size=8.5)
     handles = [panels[0].plot([], [], "o", color=colour, label=slot)[0] for slot, colour in colours.items()]
     figure.legend(
         handles=handles, loc="outside upper center", ncols=7, frameon=False, fontsize=8, labelcolor=plots.INK
