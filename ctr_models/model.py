@@ -168,7 +168,8 @@ class CTRModel(nn.Module):
     def penalized(self, loss: Tensor) -> Tensor:
         """Return a loss plus what the gates and the selection ask for."""
         for gate in self.gates():
-            loss = loss + gate.penalty().to(loss.device)
+            if type(gate).penalty is not Gate.penalty:  # a zero on the CPU is a transfer on every step
+                loss = loss + gate.penalty().to(loss.device)
         return loss if self.selection is None else loss + self.selection.penalty().to(loss.device)
 
     @classmethod

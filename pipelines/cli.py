@@ -35,6 +35,7 @@ def main() -> None:
 
     1, Python's own code for a traceback, says that a bar was missed, and jobs go by it.
     """
+    sys.path.append("")  # gates and models in the folder where one works are found, as by python -m
     try:
         build_app()()
     except Exception as error:

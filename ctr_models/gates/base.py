@@ -164,7 +164,7 @@ class Gate(nn.Module):
             context: what decides; (1, C) when it is the same for every row; None when the slot has none and
                 ``x`` itself decides.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"gate {type(self).__name__} lacks a forward for slot {self.shape.slot!r}")
 
     def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``x`` times the mask, shape of ``x``."""
@@ -223,12 +223,13 @@ class Gate(nn.Module):
         The entropy is binary, of each value. In slots ``expert`` and ``interaction`` it is that of each row's
         shares, a share being the size of a weight over that of all, and there are besides: ``zeros``, how many
         weights are exactly 0; ``importance``, the squared coefficient of variation of the choices' mean shares, 0
-        when all are used alike; ``choice_0`` and so on, the mean weight of each. Ends are 0 and ``bound``, or 2
-        where that is infinite: 1 is in the middle.
+        when all are used alike; ``choice_0`` and so on, the mean weight of each. Ends are ``floor`` and ``bound``,
+        or 0 and 2 where these are infinite: 1 is in the middle.
         """
         if self.shape.slot in ("expert", "interaction"):
             return _describe_weights(mask.detach().float())
-        m = (mask.detach().float() / (self.bound if math.isfinite(self.bound) else 2)).clamp(0, 1)
+        low, high = (self.floor, self.bound) if math.isfinite(self.bound - self.floor) else (0.0, 2.0)
+        m = ((mask.detach().float() - low) / (high - low)).clamp(0, 1)
         p = m.clamp(1e-7, 1 - 1e-7)
         entropy = -(p * p.log2() + (1 - p) * (1 - p).log2())
         return {

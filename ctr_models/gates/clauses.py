@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctr_models.errors import ConfigError
 from ctr_models.gates.base import GATES, SLOTS, GateConfig, GateSpec
-from ctr_models.gates.probe import MASKED, WEIGHING, Case, Sizes, Use, cases, inputs, row
+from ctr_models.gates.probe import MASKED, WEIGHING, Case, Sizes, Use, cases, dynamic, inputs, row
 from ctr_models.gates.recall import recall_of
 from ctr_models.gates.selection import SelectionGate
 
@@ -87,6 +87,7 @@ def _loss(use: Use, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
 def is_declared(name: str) -> None:
     """The class says where it fits and what its settings are."""
     gate = GATES[name]
+    _expect(isinstance(gate.slots, Set), f"slots is {gate.slots!r}, which is no set")
     _expect(bool(gate.slots), "it lists no slot")
     unknown = sorted(gate.slots - set(SLOTS))
     _expect(not unknown, f"there are no slots {unknown}; there are {list(SLOTS)}")
@@ -136,10 +137,18 @@ def is_built(case: Case) -> None:
 
 @_check("shape", "return a mask that broadcasts to x, of its dtype; see the table in Gate.forward")
 def has_the_right_shape(case: Case) -> None:
-    """Shape and dtype are what the slot asks for, in training and in evaluation, and gated is x times the mask."""
+    """Shape and dtype are what the slot asks for, gated is x times the mask, and inputs stay as they are."""
     use = case.use()
     given = inputs(case, use.gate)
-    expected = case.control()(*given)
+    copies, expected = [v.clone() for v in given], case.control()(*given)
+    x, *context = given[2:] if case.slot == "attention" else given
+    if case.masks:
+        mask = use.gate(x, *context)
+        try:
+            fits = torch.broadcast_shapes(mask.shape, x.shape) == x.shape
+        except RuntimeError:
+            fits = False
+        _expect(fits, f"a mask {tuple(mask.shape)} does not broadcast to x {tuple(x.shape)}")
     for mode in (True, False):
         out = use.train(mode)(*given)
         if case.slot == "depth":
@@ -148,15 +157,12 @@ def has_the_right_shape(case: Case) -> None:
         _expect(out.shape == expected.shape, f"shape {tuple(out.shape)}, expected {tuple(expected.shape)}")
         _expect(out.dtype == torch.float32, f"dtype {out.dtype} for inputs of float32")
         _expect(out.isfinite().all(), "not all values are finite")
+    _expect(all(map(torch.equal, given, copies)), "it changes its inputs in place, which others read too")
     if case.masks:
-        x, *context = given[2:] if case.slot == "attention" else given
-        mask, gated = use.gate(x, *context), use.gate.gated(x, *context)
-        try:
-            fits = torch.broadcast_shapes(mask.shape, x.shape) == x.shape
-        except RuntimeError:
-            fits = False
-        _expect(fits, f"a mask {tuple(mask.shape)} does not broadcast to x {tuple(x.shape)}")
-        _same(gated, x * mask, "gated(x) is not x times the mask")
+        torch.manual_seed(2)
+        gated = use.gate.gated(x, *context)
+        torch.manual_seed(2)
+        _same(gated, x * use.gate(x, *context), "gated(x) is not x times the mask")
 
 
 @_check(
@@ -281,12 +287,17 @@ def starts_as_the_identity(case: Case) -> None:
 
 @_check("seed", "draw from torch's global generator alone, and in evaluation not at all")
 def is_reproducible(case: Case) -> None:
-    """One seed makes one gate, and evaluation draws nothing."""
+    """One seed makes one gate and its draws in training, and evaluation draws nothing."""
     first, second = case.use(stirred=True).eval(), case.use(stirred=True).eval()
     given = inputs(case, first.gate)
     found = first(*given)
     _expect(torch.equal(found, first(*given)), "a second call gives another result")
     _expect(torch.equal(found, second(*given)), "two gates of one seed differ")
+    drawn = []
+    for use in (first, second):
+        torch.manual_seed(5)
+        drawn.append(use.train()(*given))
+    _expect(torch.equal(*drawn), "in training, one seed gives two results")
 
 
 @_check("neighbours", "reduce over fields and coordinates, never over rows")
@@ -336,11 +347,12 @@ def refuses_other_widths(case: Case) -> None:
     "hold what training changes in parameters and registered buffers, and register all of them in __init__",
 )
 def survives_saving(case: Case) -> None:
-    """Saved after some annealing and loaded into a fresh gate, it gives the same results; anneal adds no entry."""
+    """Saved in the midst of training and loaded into a fresh gate, it gives the same results."""
     use, fresh = case.use(stirred=True), case.use(seed=1, stirred=True)
     given, entries = inputs(case, use.gate), set(use.state_dict())
     use.gate.anneal(0.7)
-    _expect(set(use.state_dict()) == entries, "anneal changes the entries of the state dict")
+    use.train()(*given)
+    _expect(set(use.state_dict()) == entries, "training changes the entries of the state dict")
     fresh.load_state_dict(load(save({k: v.contiguous() for k, v in use.state_dict().items()})))
     _expect(torch.equal(use.eval()(*given), fresh.eval()(*given)), "a gate loaded from saved weights differs")
     use.gate.anneal(1.0)
@@ -358,12 +370,13 @@ def survives_missing_values(case: Case) -> None:
         given = (given[0][:0], given[1][:0], torch.zeros_like(given[2]), given[3])
     elif case.slot == "expert" and case.context:
         given = (given[0], given[1][:0], torch.zeros_like(given[2]), given[3])
+    given = tuple(v.requires_grad_() if v.is_floating_point() else v for v in given)
     out = use(*given)
     _expect(out.isfinite().all(), "not all values are finite")
     if out.requires_grad:
         _loss(use, given, out).backward()
-    finite = all(p.grad is None or p.grad.isfinite().all() for p in use.parameters())
-    _expect(finite, "not all gradients are finite")
+    finite = all(v.grad is None or v.grad.isfinite().all() for v in (*use.parameters(), *given))
+    _expect(finite, "not all gradients, of parameters and inputs, are finite")
     if case.slot == "sequence":
         _expect((out == 0).all(), "an empty history does not pool to zeros")
 
@@ -374,13 +387,34 @@ def survives_missing_values(case: Case) -> None:
     applies=lambda case: case.slot == "attention",
 )
 def gives_absent_keys_nothing(case: Case) -> None:
-    """Attention weights are 0 where a key is absent, and in [0, 1]."""
-    use = case.use()
-    scores, absent, _, x = inputs(case, use.gate)
-    weights = use.gate.attend(scores.masked_fill(absent, -torch.inf), x)
+    """Weights are in [0, 1], 0 where a key is absent, even where all are, and the same with more absent keys."""
+    gate = case.gate(stirred=True).eval()
+    scores, absent, _, x = inputs(case, gate)
+    absent[1] = True
+    scores = scores.masked_fill(absent, -torch.inf).requires_grad_()
+    weights = gate.attend(scores, x.requires_grad_())
     _expect(weights.shape == scores.shape, f"weights {tuple(weights.shape)} of scores {tuple(scores.shape)}")
     _expect((weights.masked_select(absent.expand_as(weights)) == 0).all(), "an absent key gets a weight")
     _expect(weights.min() >= 0 and weights.max() <= 1, "a weight is outside of [0, 1]")
+    weights.square().sum().backward()
+    finite = all(v.grad is None or v.grad.isfinite().all() for v in (scores, x))
+    _expect(finite, "gradients are not finite where all keys are absent")
+    wider = torch.cat([scores, torch.full_like(scores, -torch.inf)], dim=3)
+    both = torch.cat([weights, torch.zeros_like(weights)], dim=3)
+    _same(gate.attend(wider, x), both, "with more absent keys the weights of the others differ")
+
+
+@_check(
+    "offsets",
+    "let offsets keep their dtype: histories come with int32 from TorchRec",
+    applies=lambda case: case.slot == "sequence" or (case.slot == "expert" and case.context),
+)
+def takes_offsets_of_either_width(case: Case) -> None:
+    """Offsets of int32 are as good as those of int64."""
+    use = case.use(stirred=True).eval()
+    given = inputs(case, use.gate)
+    narrow = tuple(v if v.is_floating_point() else v.int() for v in given)
+    _expect(torch.equal(use(*narrow), use(*given)), "with offsets of int32 it differs")
 
 
 @_check(
@@ -437,13 +471,18 @@ def tells_of_itself(case: Case) -> None:
     _expect(not infinite, f"telemetry is not finite: {infinite}")
 
 
-@_check("exported", "take decisions with torch.where, not with Python's if on a tensor", scope="slot")
+@_check(
+    "exported",
+    "take decisions with torch.where, not with Python's if on a tensor, and don't loop over rows",
+    scope="slot",
+)
 def is_the_same_exported(case: Case) -> None:
-    """torch.export's program gives the same results."""
+    """torch.export's program gives the same results, for any number of rows."""
     use = case.use(stirred=True).eval()
-    given = inputs(case, use.gate)
-    program = torch.export.export(use, given)
-    _same(program.module()(*given), use(*given), "the exported program differs")
+    given, other = inputs(case, use.gate), inputs(case, use.gate, Sizes(rows=3, history=9))
+    program = torch.export.export(use, given, dynamic_shapes=(dynamic(case),)).module()
+    for values in (given, other):
+        _same(program(*values), use(*values), "the exported program differs")
 
 
 @_check(

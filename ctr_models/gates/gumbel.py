@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ctr_models.gates.base import GateConfig, GateShape, register_gate
 from ctr_models.gates.selection import SelectionGate
+from ctr_models.gates.softmax import require_plain_logits
 from ctr_models.layers.mlp import linear
 
 
@@ -22,6 +23,14 @@ class GumbelConfig(GateConfig):
     """Whether the likeliest choice takes all, its gradient being that of the soft weights."""
     penalty: float = Field(0.0, ge=0)
     """Slots ``selection`` and ``field``: price of a value, or a field, that is kept for certain."""
+
+    @model_validator(mode="after")
+    def _can_start_so(self) -> GumbelConfig:
+        if self.hard and self.start == "identity":
+            raise ValueError(
+                "a hard choice is all or nothing and can't start as the identity; drop one"
+            )
+        return self
 
 
 @register_gate("gumbel")
@@ -71,6 +80,8 @@ class GumbelGate(SelectionGate):
         self.register_buffer("temperature", torch.tensor(float(config.temperature)))
         self.linear = linear(shape.width, shape.choices) if shape.slot == "expert" else nn.Identity()
         self.logits = nn.Parameter(torch.zeros(1, shape.fields)) if shape.slot == "field" else None
+        if shape.slot == "interaction":
+            require_plain_logits(config, config.temperature == 1)
         masks = shape.slot in ("selection", "field")
         if masks:
             self.register_buffer("hardened", torch.tensor(False))
@@ -125,4 +136,4 @@ class GumbelGate(SelectionGate):
 
     def _taken(self, soft: Tensor, hard: Tensor) -> Tensor:
         """Let the hard choice through, if it is asked for, under the gradient of the soft one."""
-        return hard + soft - soft.detach() if self.config.hard else soft
+        return hard + (soft - soft.detach()) if self.config.hard else soft  # in brackets: 0, so that 1 stays 1

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from ctr_models.gates.base import GATES, Gate, GateShape, GateSpec
 
@@ -204,6 +205,18 @@ def inputs(
         return normal(rows, fields, dim), normal(rows, fields) / 2 + getattr(gate, "initial_logit", 0.0)
     x = normal(rows, fields, dim) if case.slot == "field" else normal(rows, sizes.width)
     return (x, normal(rows, context)) if case.context else (x,)
+
+
+def dynamic(case: Case) -> tuple[dict[int, Any], ...]:
+    """Return which dimensions of the inputs go with the rows and their behaviours, for torch.export."""
+    rows, total = Dim("rows"), Dim("total")
+    if case.slot == "sequence":
+        sizes = [total, total, rows + 1, rows]
+    elif case.slot == "expert" and case.context:
+        sizes = [rows, total, rows + 1, rows]
+    else:
+        sizes = [rows] * len(inputs(case, case.gate()))
+    return tuple({0: size} for size in sizes)
 
 
 def row(case: Case, given: tuple[Tensor, ...], i: int) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from ctr_models.errors import ConfigError
 from ctr_models.gates.base import Gate, GateConfig, GateShape, register_gate
 from ctr_models.layers.mlp import ACTIVATIONS, linear
 
@@ -53,7 +54,9 @@ class SoftmaxGate(Gate):
         super().__init__(config, shape)
         self.linear = linear(shape.width, shape.choices) if shape.slot == "expert" else nn.Identity()
         self.activation = nn.Identity() if config.activation == "none" else ACTIVATIONS[config.activation]()
-        if config.start == "identity" and shape.slot == "expert":
+        if shape.slot == "interaction":
+            require_plain_logits(config, config.temperature == 1 and config.activation == "none")
+        elif config.start == "identity":
             nn.init.zeros_(self.linear.weight)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -63,3 +66,17 @@ class SoftmaxGate(Gate):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the weights, (B, K)."""
         return self.logits(x).softmax(-1)
+
+
+def require_plain_logits(config: GateConfig, plain: bool) -> None:
+    """Refuse ``start: identity`` in slot interaction where a gate does more to the logits than gate ``none``.
+
+    Raises:
+        ConfigError: it is asked for and the logits are not ``plain``.
+    """
+    if config.start == "identity" and not plain:
+        raise ConfigError(
+            "with an activation or a temperature, weights are not those of gate none",
+            where="model.gates.interaction: start",
+            remedy="use start: paper, or leave activation and temperature out",
+        )

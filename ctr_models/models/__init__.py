@@ -15,7 +15,9 @@ from ctr_models.models.ipnn import IPNN
 from ctr_models.models.lr import LR
 from ctr_models.models.masknet import MaskNet
 from ctr_models.models.mmoe import MMoE
+from ctr_models.models.mqsa_ted import MQSATED
 from ctr_models.models.optinter import OptInter
+from ctr_models.models.sasrec import SASRec
 
 __all__ = [
     "DCN",
@@ -26,6 +28,7 @@ __all__ = [
     "GDCN",
     "IPNN",
     "LR",
+    "MQSATED",
     "AWMoE",
     "AutoInt",
     "DeepFM",
@@ -34,4 +37,5 @@ __all__ = [
     "MMoE",
     "MaskNet",
     "OptInter",
+    "SASRec",
 ]

@@ -182,6 +182,13 @@ class OptInter(CTRModel):
             for pair, row in zip(self.pairs, shares.tolist(), strict=True)
         }
 
+    @torch.no_grad()
+    def pick(self, treatments: Mapping[Pair, Treatment]) -> None:
+        """Give each pair one treatment with weight 1; the search's weights stay."""
+        assert self.logits is not None
+        taken = torch.tensor([[treatments[pair] == one for one in TREATMENTS] for pair in self.pairs])
+        self.logits.copy_(torch.where(taken, 0.0, NOT_OFFERED))
+
 
 def pair_crosses(schema: Schema) -> dict[frozenset[str], str]:
     """Return the crosses of two fields, by the pair.

@@ -6,6 +6,7 @@ A finished (model, seed) is kept under the work directory and read back, so a ru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,7 +65,7 @@ def main(
         ["model", "test AUC", "sd", "min", "max", "logloss", "valid AUC", "best epoch", "parameters", "rows/s"],
     )
     for model in wanted:
-        config = _config(PUBLISHED / name / f"{model}.yaml", data, workdir)
+        config = settings(f"{name}/{model}", data, workdir)
         encoded = prepare(open_data(config.data), config.features, workdir=workdir, seed=config.seed)
         trials, tests = [], []
         for seed in range(config.seed, config.seed + seeds):
@@ -118,11 +119,18 @@ def _told_from(data: Path) -> str:
     )
 
 
-def _config(path: Path, data: Path, workdir: Path) -> RunConfig:
-    """The published settings, with the data where they lie and no record in MLflow."""
+def settings(name: str, data: Path, workdir: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return published settings, with the data where they lie and no record in MLflow.
+
+    Args:
+        name: ``<data set>/<model>``.
+        data: folder of the data set, or one that holds it under its source's name.
+        workdir: of the run.
+        overrides: ``key.sub=value``.
+    """
     from pipelines.config import load_config
 
-    config = load_config(path)
+    config = load_config(PUBLISHED / f"{name}.yaml", overrides)
     own = data / config.data.source
     return config.model_copy(
         update={

@@ -102,6 +102,9 @@ def world(
     seed: Annotated[int, typer.Option(min=0)] = 2026,
     strength: Annotated[float, typer.Option(min=0, help="How much there is to learn.")] = 1.0,
     drift: Annotated[float, typer.Option(min=0, help="How fast tastes turn.")] = 1.0,
+    conversion_rate: Annotated[
+        float | None, typer.Option(help="Of the clicks: adds a column conversion, null without a click.")
+    ] = None,
     day: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Write this day only, as a log grows.")
     ] = None,
@@ -122,6 +125,7 @@ def world(
         "seed": seed,
         "strength": strength,
         "drift": drift,
+        **({"conversion_rate": conversion_rate} if conversion_rate is not None else {}),
     }
     options = check_options(DataConfig(source="click_world", options=given))
     assert isinstance(options, cw.ClickWorldOptions)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +27,7 @@ def register(app: typer.Typer) -> None:
     group.command(
         "check",
         epilog="Examples: sluice gates check sigmoid2 · sluice gates check my_package.my_gates.MyGate"
-        " · sluice gates check my_gates.py:MyGate",
+        " · sluice gates check my_gate · sluice gates check my_gates.py:MyGate",
     )(check)
     app.add_typer(group, name="gates")
 
@@ -75,7 +79,8 @@ def gates(
 
 def check(
     name: Annotated[
-        str, typer.Argument(help="A registered name, a dotted path, or a file with its gate: my_gates.py:MyGate.")
+        str,
+        typer.Argument(help="A registered name, a dotted path, a module, or a file: my_gates.py:MyGate."),
     ],
     json: Json = None,
 ) -> None:
@@ -83,6 +88,9 @@ def check(
 
     Exit code 1 when a check fails.
     """
+    import io
+    import logging
+    import sys
     import warnings
 
     import torch
@@ -98,14 +106,20 @@ def check(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    logging.disable(logging.ERROR)  # the reason is told below; the compilers would print it over pages
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        with (
+            Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress,
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
             task = progress.add_task("checking", total=total)
             results = []
             for result in run(name):
                 results.append(result)
                 progress.update(task, advance=1, description=result.check.name)
     finally:
+        logging.disable(logging.NOTSET)
         torch.set_num_threads(threads)
 
     failed = [result for result in results if result.error is not None]
@@ -133,7 +147,8 @@ def _report(name: str, results: list[Result], console: Any) -> None:
         check, wrong = found[0].check, [r for r in found if r.error is not None]
         count = "" if len(found) == 1 else f" {len(found)}"
         if not wrong:
-            table.add_row(check.name, Text(f"passed{count}", "green"), (check.run.__doc__ or "").strip())
+            holds = Text((check.run.__doc__ or "").strip())  # as it stands: [floor, bound] is no markup
+            table.add_row(check.name, Text(f"passed{count}", "green"), holds)
             continue
         reasons: dict[str, list[str]] = {}
         for result in wrong:
@@ -182,27 +197,28 @@ def _folded(costs: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def _found(name: str) -> str:
     """Return the name by which the registry knows the gate, after importing what has to be."""
-    import os
-    import sys
+    from importlib.util import find_spec
 
     from ctr_models.gates.base import GATES
 
-    file, _, wanted = name.partition(":")
-    if file.endswith(".py"):
-        return _from_file(Path(file), wanted)
-    if os.getcwd() not in sys.path:  # the installed command, unlike python -m, leaves it out
-        sys.path.insert(0, os.getcwd())
-    GATES[name]
-    return name
+    where, _, wanted = name.partition(":")
+    if where.endswith(".py"):
+        module = _loaded(Path(where))
+    elif name.isidentifier() and name not in GATES and find_spec(name) is not None:
+        with _told_where(name):
+            module = import_module(name)
+    else:
+        GATES[name]
+        return name
+    return f"{module.__name__}.{_own_gate(module, where, wanted)}"
 
 
-def _from_file(file: Path, wanted: str) -> str:
-    """Import the file and return the dotted path of its gate."""
+def _loaded(file: Path) -> ModuleType:
+    """Import a file, wherever it is."""
     import importlib.util
     import sys
 
-    from ctr_models.errors import ConfigError, nearest
-    from ctr_models.gates.base import Gate
+    from ctr_models.errors import ConfigError
 
     if not file.is_file():
         raise ConfigError("no such file", where=str(file), remedy="give the path of a .py file that holds a gate")
@@ -212,18 +228,37 @@ def _from_file(file: Path, wanted: str) -> str:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    try:
+    with _told_where(str(file)):
         spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _told_where(source: str) -> Iterator[None]:
+    """Say of an error in a user's module that it is one of the user's."""
+    from ctr_models.errors import ConfigError
+
+    try:
+        yield
     except Exception as error:
-        raise ConfigError(f"{type(error).__name__}: {error}", where=str(file), remedy="mend the file") from error
+        raise ConfigError(f"{type(error).__name__}: {error}", where=source, remedy="mend the file") from error
+
+
+def _own_gate(module: ModuleType, where: str, wanted: str) -> str:
+    """Return the name of the wanted gate, or of the only one, among those that the module defines."""
+    from ctr_models.errors import ConfigError, nearest
+    from ctr_models.gates.base import Gate
+
     own = [
         key
         for key, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, Gate) and value.__module__ == module_name
+        if isinstance(value, type) and issubclass(value, Gate) and value.__module__ == module.__name__
     ]
     if wanted and wanted not in own:
-        raise ConfigError(f"no gate {wanted!r}", where=str(file), remedy=nearest(wanted, own))
+        raise ConfigError(f"no gate {wanted!r}", where=where, remedy=nearest(wanted, own))
     if not wanted and len(own) != 1:
         problem = f"it holds {len(own)} gates: {', '.join(own)}" if own else "it holds no class derived from Gate"
-        raise ConfigError(problem, where=str(file), remedy=f"say which: {file}:MyGate")
-    return f"{module_name}.{wanted or own[0]}"
+        raise ConfigError(
+            problem, where=where, remedy=f"say which: {where}{':' if where.endswith('.py') else '.'}MyGate"
+        )
+    return wanted or own[0]

@@ -205,9 +205,12 @@ def _show(
         table.add_column(column, justify="left" if column == "metric" else "right")
     if best:
         table.add_column("best possible on test", justify="right")
-    for name, title in (("auc", "AUC"), ("logloss", "logloss"), ("gauc", "GAUC"), ("ne", "NE"), ("ece", "ECE")):
-        cells = [_number(result.metrics.get(f"{split}_{name}")) for split in ("valid", "test")]
-        table.add_row(title, *cells, *([_number(best.get(f"test_{name}"))] if best else []))
+    for task in ("", *result.model.tasks):
+        for name, title in (("auc", "AUC"), ("logloss", "logloss"), ("gauc", "GAUC"), ("ne", "NE"), ("ece", "ECE")):
+            if task:
+                name, title = f"{name}_{task}", f"{title}, {task}"
+            cells = [_number(result.metrics.get(f"{split}_{name}")) for split in ("valid", "test")]
+            table.add_row(title, *cells, *([_number(best.get(f"test_{name}"))] if best else []))
     console.print(table)
     for told in result.reports:
         console.print(_report_table(told))

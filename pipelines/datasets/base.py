@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,6 +34,7 @@ class RawData:
         spec: the definition that goes with a published layout; None for a user's own files.
         fingerprint: changes whenever the bytes or the options do; names the cache of encoded features.
         truth: the column that holds the true click probability, where it is known.
+        task_truth: likewise by further task of the spec.
     """
 
     parts: dict[str, RawPart]
@@ -40,6 +42,7 @@ class RawData:
     spec: FeatureSpec | None
     fingerprint: str
     truth: str | None = None
+    task_truth: Mapping[str, str] = field(default_factory=dict)
 
 
 def clicked_before(item: str, max_length: int) -> Column:

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from ctr_models.errors import DataError
 from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, clicked_before, register_dataset
+from pipelines.datasets.click_world_conversions import CONVERSION, CONVERSION_TRUTH, Conversions
 from pipelines.datasets.config import SplitConfig
 from pipelines.datasets.files import fingerprint, scan_parquet
+from pipelines.datasets.logit import Logit
 from pipelines.features.files import atomic_directory, atomic_write
 from pipelines.features.spec import Column, FeatureSpec, Quantile, Standard, Vocabulary
 
@@ -72,6 +74,8 @@ class ClickWorldOptions(DatasetOptions):
     drift: float = Field(1.0, ge=0, le=10)
     """How fast tastes turn: at 1 a user's taste comes round in 30 to 90 days."""
     click_rate: float = Field(0.2, gt=0, lt=1)
+    conversion_rate: float | None = Field(None, gt=0, lt=1)
+    """Of the clicks: adds the task ``conversion``, unknown without a click, and its true probability."""
     until_day: int | None = Field(None, ge=1)
     """Read only the first so many days: how far the world has come."""
     until: date | None = None
@@ -84,6 +88,14 @@ class ClickWorldOptions(DatasetOptions):
         if self.rows < self.days:
             raise ValueError("rows must be at least one a day")
         return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A world without conversions is the one that it was before there were any.
+        tree = write(self)
+        if self.conversion_rate is None:
+            tree.pop("conversion_rate", None)
+        return tree
 
     @property
     def last_day(self) -> int:
@@ -104,6 +116,7 @@ class World:
     term is a table look-up or a product, scaled to its weight's deviation; the intercept sets the click rate.
     A user's taste turns in its plane, t_u(d) = a_u cos(w_u d + p_u) + b_u sin(w_u d + p_u), and meets the
     item's vector. Half of the brands and tags, nine tenths of the cities and every campaign change nothing.
+    With a conversion rate, clicks are followed by conversions (:class:`Conversions`).
 
     Args:
         options: the world's size, character and seed.
@@ -169,11 +182,11 @@ class World:
         count = rows * (day + 1) // days - rows * day // days
         make = self._generator(2, day)
         drawn = self._impressions(make, count, day)
-        logit = self._intercept + self.options.strength * self._spread(drawn)
-        # Six decimals: what is published is exactly what clicks were drawn from.
-        probability = np.round(1 / (1 + np.exp(-logit)), 6)
+        terms = self._terms(drawn)
+        probability = self.click.probability(terms)
         click = make.random(count) < probability
-        return self._frame(drawn, click, probability)
+        frame = self._frame(drawn, click, probability)
+        return frame if self.conversions is None else frame.hstack(self.conversions.draw(make, drawn, terms, click))
 
     def useless_values(self) -> dict[str, list[str]]:
         """Return, by column, the values that change no probability: what a feature selection should find."""
@@ -230,29 +243,25 @@ class World:
             "rating | age": self.rating_matters[self.age[user]] * self.rated[item] * (self.rating[item] - 3.8),
         }
 
-    def _spread(self, at: dict[str, np.ndarray]) -> np.ndarray:
-        total = np.zeros(len(at["user"]))
-        for name, term in self._terms(at).items():
-            total += self._scale[name] * (term - self._mean[name])
-        return total
-
     def _calibrate(self) -> None:
-        """Set each term's scale to its weight, and the intercept to the click rate, on rows drawn for that."""
-        make = self._generator(1)
+        """Fit scales and intercepts to rows drawn for that."""
+        make, options = self._generator(1), self.options
         drawn = [self._impressions(make, 5_000, day) for day in range(0, 40, 4)]
         at = {name: np.concatenate([d[name] for d in drawn]) for name in drawn[0]}
-        self._mean, self._scale = {}, {}
-        for name, term in self._terms(at).items():
-            spread = term.std()
-            self._mean[name] = term.mean()
-            self._scale[name] = WEIGHTS[name] / spread if spread > 0 else 0.0
-        logit = self.options.strength * self._spread(at)
-        low, high = -50.0, 50.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            rate = (1 / (1 + np.exp(-(middle + logit)))).mean()
-            low, high = (middle, high) if rate < self.options.click_rate else (low, middle)
-        self._intercept = low
+        terms = self._terms(at)
+        self.click = Logit(WEIGHTS, terms, strength=options.strength, rate=options.click_rate)
+        self.conversions: Conversions | None = None
+        if options.conversion_rate is not None:
+            # Drawn from a stream of its own: clicks are the same with conversions and without.
+            self.conversions = Conversions(
+                self,
+                self._generator(3),
+                (len(AGES), len(CATEGORIES)),
+                at,
+                terms,
+                self.click.probability(terms),
+                options.conversion_rate,
+            )
 
     def _frame(self, at: dict[str, np.ndarray], click: np.ndarray, probability: np.ndarray) -> pl.DataFrame:
         user, item = at["user"], at["item"]
@@ -341,12 +350,14 @@ class ClickWorld(Dataset):
                 where=str(folder),
                 remedy=f"ask for {FIRST_DAY} or a later day, or write it: sluice data world --day",
             )
+        converts = options.conversion_rate is not None
         return RawData(
             {"all": RawPart(scan_parquet(files), folder)},
             SplitConfig(by="time"),
-            SPEC,
+            SPEC.model_copy(update={"tasks": (CONVERSION,)}) if converts else SPEC,
             fingerprint(self.name, options, files),
             truth=TRUTH,
+            task_truth={CONVERSION: CONVERSION_TRUTH} if converts else {},
         )
 
 

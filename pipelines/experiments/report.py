@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 NAMES = {"auc": "AUC", "logloss": "Logloss", "gauc": "GAUC", "ne": "NE", "ece": "ECE"}
 """Metrics as columns, in this order."""
+VERDICTS = {"better": "#2a9d6f", "worse": "#c0392b", "noise": "#7d8590"}
+"""Colours of intervals."""
 EXPLAINED = {
     "auc": "Area under the ROC curve: how often a click scores above a non-click",
     "logloss": "Mean cross-entropy in nats; lower is better",
@@ -106,22 +107,15 @@ def render_report(
         >>> page.startswith("<!doctype html>"), "best possible" in page
         (True, True)
     """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = _number
-    template = environment.from_string(
-        (files("pipelines.experiments") / "templates" / "report.html").read_text(encoding="utf-8")
-    )
     shown = [m for m in NAMES if any(arm.metric(m) is not None for arm in arms)]
     best = {}
     for metric in shown:
         known = [v for arm in arms if (v := arm.metric(metric)) is not None]
         best[metric] = max(known) if METRICS.get(metric, False) else min(known)
     told = [arm for arm in arms if any(plots.gates_of(record) for record in arm.history)]
-    return template.render(
+    return fill(
+        "report.html",
         title=title,
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         summary=summary or {},
         notes=notes,
         arms=arms,
@@ -134,18 +128,38 @@ def render_report(
         gated=any(arm.gates for arm in arms),
         differences=differences,
         percent=lambda share: f"{100 * share:.4g} %",
-        forest=_picture(forest_plot(differences), "forest") if differences else None,
-        curves=_picture(plots.learning_curves({a.name: a.history for a in arms if a.history}), "curves")
+        forest=picture(forest_plot(differences), "forest") if differences else None,
+        curves=picture(plots.learning_curves({a.name: a.history for a in arms if a.history}), "curves")
         if any(a.history for a in arms)
         else None,
         reliability=[
-            (a.name, _picture(plots.reliability_plot(*a.predictions), f"reliability{i}"))
+            (a.name, picture(plots.reliability_plot(*a.predictions), f"reliability{i}"))
             for i, a in enumerate(arms)
             if a.predictions is not None
         ],
-        telemetry=[(a.name, _picture(plots.telemetry_plot(a.history), f"gates{i}")) for i, a in enumerate(told)],
+        telemetry=[(a.name, picture(plots.telemetry_plot(a.history), f"gates{i}")) for i, a in enumerate(told)],
         sample=[json.dumps(part, indent=2, ensure_ascii=False, default=str) for part in serving_sample or ()],
     )
+
+
+def fill(template: str, **content: Any) -> str:
+    """Return a page made of one of ``templates/``, with the time of its making.
+
+    Args:
+        template: its file's name.
+        content: what it asks for.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipelines.experiments"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["number"] = number
+    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return environment.get_template(template).render(created=created, **content)
 
 
 def forest_plot(differences: Sequence[Difference]) -> Figure:
@@ -160,13 +174,12 @@ def forest_plot(differences: Sequence[Difference]) -> Figure:
 
     metrics = list(dict.fromkeys(d.metric for d in differences))
     names = list(dict.fromkeys(d.challenger for d in differences))
-    colour = {"better": "#2a9d6f", "worse": "#c0392b", "noise": "#7d8590"}
     figure = Figure(figsize=(7.6, 0.9 + 0.38 * len(names)), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for d in (d for d in differences if d.metric == metric):
             height = len(names) - names.index(d.challenger)
-            axes.plot([d.low, d.high], [height] * 2, color=colour[d.verdict], linewidth=2.2)
-            axes.plot(d.value, height, "o", color=colour[d.verdict], markersize=5.5)
+            axes.plot([d.low, d.high], [height] * 2, color=VERDICTS[d.verdict], linewidth=2.2)
+            axes.plot(d.value, height, "o", color=VERDICTS[d.verdict], markersize=5.5)
         axes.axvline(0, color=plots.INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set(ylim=(0.4, len(names) + 0.6), yticks=range(len(names), 0, -1))
         axes.set_yticklabels(names if metric == metrics[0] else [])
@@ -178,8 +191,8 @@ def forest_plot(differences: Sequence[Difference]) -> Figure:
     return figure
 
 
-def _picture(figure: Figure, prefix: str) -> Any:
-    """An SVG that may stand beside others in one page: ids made unique, ink and grid left to the page's theme."""
+def picture(figure: Figure, prefix: str) -> Any:
+    """Return an SVG that may stand beside others in a page: ids made unique, ink and grid left to the page."""
     from markupsafe import Markup
 
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", plots.svg(figure))
@@ -187,7 +200,8 @@ def _picture(figure: Figure, prefix: str) -> Any:
     return Markup(text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))
 
 
-def _number(value: object, digits: int = 5, signed: bool = False) -> str:
+def number(value: object, digits: int = 5, signed: bool = False) -> str:
+    """Return a number as the page shows it, a dash where there is none."""
     if not isinstance(value, int | float) or math.isnan(value):
         return "–"
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")

@@ -25,7 +25,8 @@ class Trial:
     """The outcome of one configuration with its seed.
 
     Args:
-        test: predictions of the test rows: ``row``, ``user``, ``label``, ``probability``.
+        test: predictions of the test rows: ``row``, ``user``, ``label``, ``probability``, and, of each further task
+            that the model predicts, ``label_<task>`` and ``probability_<task>``, null where its label is unknown.
         metrics: ``valid_*``, by which the epoch was chosen, and ``test_*``.
         history: one record an epoch.
         rows_per_second: training speed.
@@ -114,8 +115,12 @@ def _train(config: RunConfig, data: EncodedData, own: Path, progress: bool) -> N
     trained = train(config, data, run_dir=run_dir, resume=run_dir.exists(), progress=progress)
     test = predict(trained.model, trained.data, "test", batch_size=config.train.eval_batch_size)
     columns = {"row": test.row, "user": test.user, "label": test.label, "probability": test.probability}
+    frame = pl.DataFrame(columns)
+    for task, found in test.tasks.items():
+        of_task = {"row": found.row, f"label_{task}": found.label, f"probability_{task}": found.probability}
+        frame = frame.join(pl.DataFrame(of_task), on="row", how="left", maintain_order="left")
     with atomic_directory(own / "finished") as aside:
-        pl.DataFrame(columns).write_parquet(aside / PREDICTIONS)
+        frame.write_parquet(aside / PREDICTIONS)
         result = {
             "metrics": trained.metrics,
             "history": trained.history,

@@ -60,6 +60,11 @@ class EncodedData:
     manifest: dict[str, Any]
     truth: str | None
 
+    @property
+    def task_truth(self) -> dict[str, str]:
+        """The kept column of the true probability by further task, where it is known."""
+        return self.manifest.get("task_truth", {})
+
     def files(self, split: str) -> list[Path]:
         """Return the Parquet files of ``train``, ``valid`` or ``test``."""
         return [self.path / entry["file"] for entry in self.manifest["splits"][split]["files"]]
@@ -145,7 +150,8 @@ def prepare(
             "the source has no features of its own", where="features", remedy="sluice init proposes some"
         )
     check_split(data.split, list(data.parts), spec)
-    kept = _kept(spec, data.truth)
+    task_truth = {task: column for task, column in data.task_truth.items() if task in spec.tasks}
+    kept = _kept(spec, [*([data.truth] if data.truth else []), *task_truth.values()])
     key = _key(data, spec, seed)
     folder = Path(workdir) / "features"
     final = folder / key
@@ -179,6 +185,7 @@ def prepare(
                 "split": data.split.model_dump(mode="json"),
                 "seed": seed,
                 "truth": data.truth,
+                **({"task_truth": task_truth} if task_truth else {}),
                 "state": state.hash,
                 "schema": state.schema().model_dump(mode="json"),
                 "splits": dict(zip(SPLITS, pool.map(partial(split_entry, aside), SPLITS, rows), strict=True)),
@@ -195,9 +202,9 @@ def _sweep(folder: Path) -> None:
                 shutil.rmtree(path)
 
 
-def _kept(spec: FeatureSpec, truth: str | None) -> list[str]:
+def _kept(spec: FeatureSpec, truths: list[str]) -> list[str]:
     """The raw columns that are carried along, none of which may hide an encoded one."""
-    kept = list(dict.fromkeys((*spec.keep, *([truth] if truth else []))))
+    kept = list(dict.fromkeys((*spec.keep, *truths)))
     clash = sorted({c.name for c in spec.columns} & set(kept))
     if clash:
         raise ConfigError(

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ctr_models.errors import ConfigError, nearest
+from ctr_models.layers.task_loss import TaskLoss
 from ctr_models.model import CTRModel
 from pipelines.training.config import ShardingConfig, TrainConfig
 
@@ -345,8 +346,20 @@ class RankBatchNorm(nn.BatchNorm1d):
         return y.to(input.dtype)
 
 
-def join_batch_norms(model: nn.Module) -> None:
-    """Make every BatchNorm1d of the model take its statistics over all ranks."""
+class RankTaskLoss(TaskLoss):
+    """The loss of further tasks by the mean over the known labels of all ranks, who know of unequally many."""
+
+    def rows(self, known: Tensor) -> Tensor:
+        """Return how many rows of each task are known to a rank on average, (T,): gradients are averaged, too."""
+        rows = super().rows(known)
+        dist.all_reduce(rows)
+        return rows / dist.get_world_size()
+
+
+def join_statistics(model: nn.Module) -> None:
+    """Make every BatchNorm1d of the model take its statistics over all ranks, and every TaskLoss its mean."""
     for module in model.modules():
         if type(module) is nn.BatchNorm1d:
             module.__class__ = RankBatchNorm
+        elif type(module) is TaskLoss:
+            module.__class__ = RankTaskLoss

@@ -15,7 +15,7 @@ from ctr_models.model import CTRModel
 from pipelines.training.averaging import WeightAverage
 from pipelines.training.config import TrainConfig
 from pipelines.training.cpu import keep_freed_memory, speed_up
-from pipelines.training.distributed import Ranks, check_sharding, join_batch_norms, replicated_tables, shard
+from pipelines.training.distributed import Ranks, check_sharding, join_statistics, replicated_tables, shard
 from pipelines.training.optimizers import (
     Decay,
     TouchedDecay,
@@ -30,14 +30,17 @@ from pipelines.training.optimizers import (
 
 
 class _Loss(nn.Module):
-    """Makes loss and logits the module's output, so that a parallel wrapper sees the whole computation."""
+    """Makes loss and logits the module's output, so that a parallel wrapper sees the whole computation.
+
+    In evaluation it is the logits of all tasks alone.
+    """
 
     def __init__(self, model: CTRModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self.model.loss(batch)
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor] | Tensor:
+        return self.model.loss(batch) if self.training else self.model.task_logits(batch)
 
 
 class Engine:
@@ -70,7 +73,7 @@ class Engine:
         if me.world > 1:
             check_sharding(model, config, me)
             whole = replicated_tables(model, config.sharding, me.device)
-            join_batch_norms(model)
+            join_statistics(model)
             if fused:
                 self._attach(tables, whole, name, table_lr, eps)
         elif fused:
@@ -199,11 +202,10 @@ class Engine:
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """Return logits in evaluation mode, (B,) float32."""
+        """Return the logits of the click and of each further task in evaluation mode, (B, 1 + T) float32."""
         self.module.eval()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            _, logits = self.module(batch)
-        return logits.float()
+            return self.module(batch).float()
 
     def averaged(self) -> AbstractContextManager[None]:
         """Let the model carry the weights to be evaluated and kept: their average, where one is asked for."""

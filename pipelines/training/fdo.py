@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from ctr_models.errors import ConfigError
 from ctr_models.model import CTRModel, ModelSpec
 from ctr_models.schema import IdField, Schema
-from pipelines.training.recipes import Context, Phase, Recipe, RecipeOptions, Retrain, register_recipe
+from pipelines.training.recipes import Context, Full, Phase, Recipe, RecipeOptions, Retrain, register_recipe
 
 if TYPE_CHECKING:
     from pipelines.training.config import TrainConfig
@@ -32,23 +31,13 @@ class FDOOptions(RecipeOptions):
     model needs fields of one dimension."""
 
 
-class Full(Phase):
+class FullTables(Full):
     """Trains the model with the dimensions that the features give."""
-
-    name = "full"
 
     def run(self, context: Context) -> Context:
         """Train until the epochs are over or stopping says so."""
-        from pipelines.training.fit import fit
-
-        main_tables(context.model.build(_small(context.schema)))  # before the time is spent
-
-        def told(record: dict[str, Any]) -> None:
-            # The retraining's epochs begin at 1 again, under the plain names.
-            context.on_epoch({k if k in ("epoch", "best") else f"full/{k}": v for k, v in record.items()})
-
-        context.outputs[self.name] = fit(replace(context, on_epoch=told), context.run_dir / self.name)
-        return context
+        main_tables(context.model.build(_small(context.schema)))  # refused before the time is spent
+        return super().run(context)
 
 
 class Choose(Phase):
@@ -60,23 +49,31 @@ class Choose(Phase):
         self.options = options
 
     def run(self, context: Context) -> Context:
-        """Read the best epoch's tables; rewrite the inputs' dimensions."""
+        """Read the best epoch's tables; rewrite the inputs' dimensions; judge the model on what they keep."""
+        from pipelines.training.judging import judge_model
         from pipelines.training.trainer import read_model
 
         model = read_model(context, context.run_dir / context.outputs[Full.name]["weights"])
         dims, rows = {}, []
         for table, weight in main_tables(model).items():
-            explained = explained_variance(weight, context.data.state.counts(table) > 0)
+            seen = context.data.state.counts(table) > 0
+            explained = explained_variance(weight, seen)
             dims[table] = choose_dim(explained, self.options.keep, multiple=_multiple(context.config.train))
             share = float(explained[dims[table] - 1])
             rows.append(_row(table, len(weight), weight.shape[1], dims[table], share))
+            weight.copy_(projected(weight, seen, dims[table]))
         sums = [sum(row[key] for row in rows) for key in ("rows", "weights before", "weights after")]
         total = {"table": "(all)", "rows": sums[0], "dim before": sums[1] / sums[0], "dim after": sums[2] / sums[0]}
         total |= {"variance": "", "weights before": sums[1], "weights after": sums[2]}
         context.schema = with_dims(context.model, context.schema, dims, self.options.align)
         context.outputs[self.name] = {
             "dims": dims,
-            "report": {"title": "dimensions by the variance that they explain", "rows": [*rows, total]},
+            "report": {
+                "title": "dimensions by the variance that they explain",
+                "rows": [*rows, total],
+                "totals": {"fdo/weights_before": sums[1], "fdo/weights_after": sums[2]},
+            },
+            "valid": judge_model(context, model),
         }
         return context
 
@@ -90,6 +87,9 @@ class FDORecipe(Recipe):
     minus their mean. Rows that no training row holds, such as an unused row of missing values, were never learned
     and are left out. A table that several fields share is one table. With fused tables k is rounded up to a
     multiple of 4. Numbers, whose table is a single vector, keep their dimension.
+
+    The valid rows are judged after each phase; after the choice, under the full model whose tables are cut down to
+    their first k components.
 
     The official code and its description differ on squares; this goes by explained variance, as the code does.
 
@@ -107,7 +107,7 @@ class FDORecipe(Recipe):
 
     def phases(self) -> Sequence[Phase]:
         """Return the three phases."""
-        return [Full(), Choose(self.options), Retrain()]
+        return [FullTables(), Choose(self.options), Retrain()]
 
 
 def main_tables(model: CTRModel) -> dict[str, Tensor]:
@@ -140,13 +140,41 @@ def explained_variance(table: Tensor, seen: np.ndarray) -> Tensor:
         >>> explained_variance(table, np.ones(4, dtype=bool))
         tensor([0.8000, 1.0000], dtype=torch.float64)
     """
-    rows = table[torch.from_numpy(seen)].double()
-    centred = rows - rows.mean(0) if len(rows) else rows
-    # The squares of the singular values, largest first, from a matrix that stays small however long the table.
-    squares = torch.linalg.eigvalsh(centred.T @ centred).flip(0).clamp_min(0.0)
+    _, squares, _ = _components(table, seen)
     if squares.sum() == 0:
         return torch.ones_like(squares)
     return squares.cumsum(0) / squares.sum()
+
+
+def projected(table: Tensor, seen: np.ndarray, dim: int) -> Tensor:
+    """Return the table whose rows are cut down to the first principal components of those that count, (rows, d).
+
+    Args:
+        table: (rows, d).
+        seen: (rows,) bool; the rows that count.
+        dim: how many components are kept.
+
+    Example:
+        >>> table = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0], [2.0, 1.0]])
+        >>> projected(table, np.ones(4, dtype=bool), 1)
+        tensor([[0.0000, 0.5000],
+                [2.0000, 0.5000],
+                [0.0000, 0.5000],
+                [2.0000, 0.5000]])
+    """
+    mean, _, axes = _components(table, seen)
+    kept = axes[:, :dim]
+    return (mean + (table.double() - mean) @ kept @ kept.T).to(table.dtype)
+
+
+def _components(table: Tensor, seen: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean (d,), squared singular values (d,), largest first, and axes (d, d) of the rows that count."""
+    rows = table[torch.from_numpy(seen)].double()
+    mean = rows.mean(0) if len(rows) else rows.new_zeros(rows.shape[1])
+    centred = rows - mean
+    # From a matrix that stays small however long the table.
+    squares, axes = torch.linalg.eigh(centred.T @ centred)
+    return mean, squares.flip(0).clamp_min(0.0), axes.flip(1)
 
 
 def choose_dim(explained: Tensor, keep: float, *, multiple: int = 1) -> int:

@@ -16,7 +16,6 @@ import torch
 from ctr_models.errors import ConfigError
 from ctr_models.gates import Gate
 from ctr_models.model import CTRModel
-from pipelines.evaluation.metrics import evaluate
 from pipelines.training.checkpoint import Checkpoints, load, save, step_name
 from pipelines.training.config import OPERATIONAL, TrainConfig
 from pipelines.training.engine import Engine
@@ -165,9 +164,9 @@ class _Fit:
         progress, engine, size = self.progress, self.engine, self.config.eval_batch_size
         bar.say("evaluating")
         begin = time.perf_counter()
-        found = score(engine.logits, self.data, "valid", self.context.schema, batch_size=size, me=self.me)
-        metrics = defined(evaluate(found.label, found.probability, found.user)) if self.me.first else {}
-        metrics = self.me.share(metrics)
+        schema, tasks = self.context.schema, engine.model.tasks
+        found = score(engine.logits, self.data, "valid", schema, batch_size=size, me=self.me, tasks=tasks)
+        metrics = self.me.share(found.metrics() if self.me.first else {})
         record: dict[str, Any] = {
             "epoch": progress.epoch + 1,
             "lr": self.config.optimizer.lr * progress.lr_scale,
@@ -239,11 +238,6 @@ class _Fit:
         self.progress = Progress(**content["progress"])
         self.history, self.best, self.steps_done = content["history"], content["best"], content["steps_done"]
         self.engine.restored(self.steps_done)
-
-
-def defined(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics that are numbers; GAUC is none where no user has both labels."""
-    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def _named(weights: dict[str, Any]) -> dict[str, Any]:

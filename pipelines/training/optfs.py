@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,15 @@ from ctr_models.layers.selection import FixedSelection, SearchedSelection
 from ctr_models.model import SELECTION, CTRModel, ModelSpec
 from ctr_models.schema import Schema
 from pipelines.features.files import atomic_write
-from pipelines.training.recipes import Context, Phase, Recipe, RecipeOptions, register_recipe
+from pipelines.training.recipes import (
+    Context,
+    Full,
+    Phase,
+    Recipe,
+    RecipeOptions,
+    register_recipe,
+    set_apart,
+)
 
 MASKS = "masks.safetensors"
 
@@ -35,6 +44,17 @@ class OptFSOptions(RecipeOptions):
     """Whether a kept value keeps the gate's last mask, 1 / sigmoid(s_0) for ``annealed``; false: 1."""
     lr: float | None = Field(None, gt=0)
     """Learning rate of the values' logits; None: ``train.selection_lr``."""
+    full: bool = False
+    """Whether the model is first trained without a selection, to be compared with in the report."""
+
+
+class Unmasked(Full):
+    """Trains the model without a selection, to be compared with."""
+
+    def run(self, context: Context) -> Context:
+        """Train until the epochs are over or stopping says so."""
+        super().run(replace(context, model=without_selection(context.model)))
+        return context
 
 
 class Search(Phase):
@@ -48,6 +68,7 @@ class Search(Phase):
     def run(self, context: Context) -> Context:
         """Train through all epochs of the search; which epoch is best does not matter."""
         from pipelines.training.fit import fit
+        from pipelines.training.judging import judge_epoch
 
         train = context.config.train
         epochs = self.options.search_epochs or train.epochs
@@ -65,14 +86,11 @@ class Search(Phase):
             "averaging": None,
             "selection_lr": self.options.lr or train.selection_lr,
         }
-
-        def told(record: dict[str, Any]) -> None:
-            # The retraining's epochs begin at 1 again, under the plain names.
-            context.on_epoch({k if k in ("epoch", "best") else f"search/{k}": v for k, v in record.items()})
-
         config = context.config.model_copy(update={"train": train.model_copy(update=changes)})
-        searching = replace(context, config=config, model=searched_model(context.model), on_epoch=told)
-        context.outputs[self.name] = fit(searching, context.run_dir / self.name, snapshot=self.options.rewind_epoch)
+        model = searched_model(context.model)
+        searching = replace(set_apart(context, self.name), config=config, model=model)
+        trained = fit(searching, context.run_dir / self.name, snapshot=self.options.rewind_epoch)
+        context.outputs[self.name] = {**trained, "valid": judge_epoch(trained["history"][-1])}
         return context
 
 
@@ -85,15 +103,17 @@ class Harden(Phase):
         self.options = options
 
     def run(self, context: Context) -> Context:
-        """Write the masks.
+        """Write the masks, and judge the searched weights under them.
 
         Raises:
             ConfigError: the search has closed every gate.
         """
+        from pipelines.training.judging import judge_model
         from pipelines.training.trainer import read_model
 
         searched = replace(context, model=searched_model(context.model))
-        model = read_model(searched, context.run_dir / context.outputs[Search.name]["last"])
+        last = context.run_dir / context.outputs[Search.name]["last"]
+        model = read_model(searched, last)
         assert isinstance(model.selection, SearchedSelection)
         masks = model.selection.decided()
         if not self.options.keep_scale:
@@ -107,9 +127,11 @@ class Harden(Phase):
         if context.me.first:
             atomic_write(context.run_dir / self.name / MASKS, save(masks))
         context.me.wait()
-        context.outputs[self.name] = {"kept": {table: int((mask != 0).sum()) for table, mask in masks.items()}}
-        gates = {slot: gate for slot, gate in context.model.gates.items() if slot != SELECTION}
-        context.model = ModelSpec(name=context.model.name, options=context.model.options, gates=gates)
+        context.model = without_selection(context.model)
+        context.outputs[self.name] = {
+            "kept": {table: int((mask != 0).sum()) for table, mask in masks.items()},
+            "valid": judge_model(context, masked_model(context, masks, last)),
+        }
         return context
 
 
@@ -121,6 +143,7 @@ class Retrain(Phase):
     def run(self, context: Context) -> Context:
         """Train until the epochs are over or stopping says so."""
         from pipelines.training.fit import fit
+        from pipelines.training.judging import judge_best
 
         masks = read_masks(context.run_dir)
         snapshot = context.run_dir / context.outputs[Search.name]["snapshot"]
@@ -129,7 +152,8 @@ class Retrain(Phase):
             model.select(FixedSelection(model.schema, masks))
             rewind(model, snapshot)
 
-        context.outputs[self.name] = fit(context, context.run_dir / self.name, begin=begin)
+        trained = fit(context, context.run_dir / self.name, begin=begin)
+        context.outputs[self.name] = {**trained, "valid": judge_best(trained)}
         return context
 
 
@@ -142,19 +166,16 @@ class Remove(Phase):
         """Fold the masks into the rows and gather those that are kept."""
         from pipelines.features.dropping import drop_values
         from pipelines.features.prepare import EncodedData
-        from pipelines.training.checkpoint import read_tensors, verify
         from pipelines.training.checkpoint import save as save_checkpoint
+        from pipelines.training.judging import judge_model
 
         masks = read_masks(context.run_dir)
         trained = context.outputs[Retrain.name]
-        model = context.model.build(context.schema)
-        model.select(FixedSelection(context.schema, masks))
-        weights = context.run_dir / trained["weights"]
-        verify(weights)
-        read_tensors(weights, {f"model/{name}": tensor for name, tensor in model.state_dict().items()})
+        model = masked_model(context, masks, context.run_dir / trained["weights"])
         dropped = {table: (mask == 0).numpy() for table, mask in masks.items()}
         folder = context.run_dir / self.name / "features"
         if context.me.first:
+            shutil.rmtree(folder.parent, ignore_errors=True)  # what a killed run has left half written
             drop_values(context.data, dropped, folder)
         context.me.wait()
         before, context.data = context.data.state, EncodedData.open(folder)
@@ -170,6 +191,7 @@ class Remove(Phase):
             **trained,
             "weights": target.relative_to(context.run_dir).as_posix(),
             "report": report(masks, context.schema),
+            "valid": judge_model(context, small),
         }
         return context
 
@@ -187,6 +209,10 @@ class OptFSRecipe(Recipe):
     the masks are folded into the rows and the rows of dropped values are removed: in each table these values share
     one row of zeros, so that a dropped, a missing and an unknown value each score as they did under the masks.
 
+    The valid rows are judged after each phase, since a pruned model may rank well and be badly calibrated: after
+    the last epoch of the search, under masks between 0 and 1; with the same weights under the masks decided; after
+    the retraining; after the removal.
+
     Differences from the official code: the linear term is masked with the rest; t grows with every step; the
     pruned rows are really gone; the masks hold for every model.
 
@@ -203,8 +229,9 @@ class OptFSRecipe(Recipe):
     options: OptFSOptions
 
     def phases(self) -> Sequence[Phase]:
-        """Return the four phases."""
-        return [Search(self.options), Harden(self.options), Retrain(), Remove()]
+        """Return the four phases, after a training without a selection if that is asked for."""
+        first = [Unmasked()] if self.options.full else []
+        return [*first, Search(self.options), Harden(self.options), Retrain(), Remove()]
 
 
 def searched_model(model: ModelSpec) -> ModelSpec:
@@ -223,8 +250,22 @@ def searched_model(model: ModelSpec) -> ModelSpec:
     return ModelSpec(name=model.name, options=model.options, gates={**model.gates, SELECTION: gate})
 
 
+def without_selection(model: ModelSpec) -> ModelSpec:
+    """Return the model without a gate in slot ``selection``."""
+    gates = {slot: gate for slot, gate in model.gates.items() if slot != SELECTION}
+    return ModelSpec(name=model.name, options=model.options, gates=gates)
+
+
+def masked_model(context: Context, masks: dict[str, Tensor], weights: Path) -> CTRModel:
+    """Return the context's model under decided masks, with the weights of a checkpoint, in evaluation mode."""
+    model = context.model.build(context.schema)
+    model.select(FixedSelection(context.schema, masks))
+    rewind(model, weights)
+    return model.eval()
+
+
 def rewind(model: CTRModel, snapshot: Path) -> None:
-    """Give a model all the weights that a snapshot of the search holds; its selection stays.
+    """Give a model all the weights that a checkpoint holds; its selection stays.
 
     Raises:
         ArtifactError: the snapshot is damaged, or is another model's.
@@ -304,7 +345,9 @@ def report(masks: dict[str, Tensor], schema: Schema) -> dict[str, Any]:
         mask = masks[table]
         rows.append(_row(table, len(mask) - 2, int((mask[2:] == 0).sum()), len(mask), f.rows))
     sums = [sum(row[key] for row in rows) for key in ("values", "dropped", "rows before", "rows after")]
-    return {"title": "dropped feature values", "rows": [*rows, _row("(all)", *sums)]}
+    total = _row("(all)", *sums)
+    totals = {f"optfs/{key.replace(' ', '_')}": total[key] for key in total if key != "table"}
+    return {"title": "dropped feature values", "rows": [*rows, total], "totals": totals}
 
 
 def _row(table: str, values: int, dropped: int, before: int, after: int) -> dict[str, Any]:

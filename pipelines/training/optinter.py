@@ -12,9 +12,9 @@ from pydantic import Field
 
 from ctr_models.errors import ConfigError, SluiceError, nearest
 from ctr_models.model import ModelSpec
-from ctr_models.models.optinter import OptInter, OptInterConfig, Pair, Treatment
+from ctr_models.models.optinter import TREATMENTS, OptInter, OptInterConfig, Pair, Treatment
 from pipelines.features.spec import Column, FeatureSpec, Hash, Vocabulary
-from pipelines.training.recipes import Context, Phase, Recipe, RecipeOptions, Retrain, register_recipe
+from pipelines.training.recipes import Context, Phase, Recipe, RecipeOptions, Retrain, register_recipe, set_apart
 
 CrossEncoding = Annotated[Vocabulary | Hash, Field(discriminator="how")]
 
@@ -62,6 +62,7 @@ class Search(Phase):
     def run(self, context: Context) -> Context:
         """Train on the mixture of treatments; the noise is the gate's in slot ``interaction``."""
         from pipelines.training.fit import fit
+        from pipelines.training.judging import judge_best
 
         train = context.config.train
         changes = {
@@ -69,13 +70,8 @@ class Search(Phase):
             "selection_lr": self.options.lr or train.selection_lr,
         }
         config = context.config.model_copy(update={"train": train.model_copy(update=changes)})
-
-        def told(record: dict[str, Any]) -> None:
-            # The retraining's epochs begin at 1 again, under the plain names.
-            context.on_epoch({k if k in ("epoch", "best") else f"search/{k}": v for k, v in record.items()})
-
-        searching = replace(context, config=config, on_epoch=told)
-        context.outputs[self.name] = fit(searching, context.run_dir / self.name)
+        trained = fit(replace(set_apart(context, self.name), config=config), context.run_dir / self.name)
+        context.outputs[self.name] = {**trained, "valid": judge_best(trained)}
         return context
 
 
@@ -85,7 +81,8 @@ class Pick(Phase):
     name = "pick"
 
     def run(self, context: Context) -> Context:
-        """Read the best epoch's logits; rewrite model, features and data."""
+        """Read the best epoch's logits; judge the search's weights under them; rewrite model, features and data."""
+        from pipelines.training.judging import judge_model
         from pipelines.training.trainer import read_model
 
         model = read_model(context, context.run_dir / context.outputs[Search.name]["weights"])
@@ -95,6 +92,8 @@ class Pick(Phase):
         best: dict[Pair, Treatment] = {p: max(reversed(s), key=s.__getitem__) for p, s in shares.items()}
         by_pair = {frozenset(c.of): c.name for c in context.data.state.spec.crosses if len(c.of) == 2}
         rows = {name: context.data.state.tables[name].rows for name in by_pair.values()}
+        taken = list(best.values())
+        model.pick(best)
         context.outputs[self.name] = {
             "report": {
                 "title": "how each pair of fields is treated",
@@ -107,7 +106,9 @@ class Pick(Phase):
                     }
                     for pair in sorted(best, key=lambda p: (best[p], -shares[p][best[p]]))
                 ],
-            }
+                "totals": {f"optinter/{treatment}": taken.count(treatment) for treatment in TREATMENTS},
+            },
+            "valid": judge_model(context, model),
         }
         context.model = picked_model(context.model, best)
         kept = {by_pair[frozenset(pair)] for pair, treatment in best.items() if treatment == "memorise"}
@@ -123,7 +124,8 @@ class OptInterRecipe(Recipe):
     """Crosses for the pairs that may be memorised; search; pick; retrain from fresh weights.
 
     Treatments and weights learn from the same training rows; which epoch's treatments are taken is decided on
-    valid, as all else is. The official code decides on test.
+    valid, as all else is. The official code decides on test. The valid rows are judged after each phase: under the
+    mixture of treatments, under the pick with the same weights, and after the retraining.
 
     Example:
         >>> from pipelines.training.recipes import RecipeConfig, make_recipe

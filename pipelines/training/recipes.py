@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -69,8 +69,9 @@ class Phase:
     def run(self, context: Context) -> Context:
         """Do the work, put plain values into ``context.outputs[self.name]``, return the context.
 
-        What a user should be told goes into the output ``report``: a ``title`` and ``rows``, a list of mappings
-        with equal keys.
+        What a user should be told goes into the output ``report``: a ``title``, ``rows``, a list of mappings with
+        equal keys, and, if some numbers are to be tracked as metrics, ``totals``, these by name. The metrics of the
+        valid rows under the model that a phase leaves go into the output ``valid``: they become one more report.
 
         A phase keeps its files in ``context.run_dir / self.name`` and, when ``context.resume`` is set, goes on
         from what it finds there.
@@ -213,8 +214,21 @@ class Fit(Phase):
     def run(self, context: Context) -> Context:
         """Train until the epochs are over or stopping says so."""
         from pipelines.training.fit import fit
+        from pipelines.training.judging import judge_best
 
-        context.outputs[self.name] = fit(context, context.run_dir / self.name)
+        trained = fit(context, context.run_dir / self.name)
+        context.outputs[self.name] = {**trained, "valid": judge_best(trained)}
+        return context
+
+
+class Full(Fit):
+    """Trains the model as it is given, before anything is decided."""
+
+    name = "full"
+
+    def run(self, context: Context) -> Context:
+        """Train until the epochs are over or stopping says so."""
+        super().run(set_apart(context, self.name))
         return context
 
 
@@ -222,6 +236,15 @@ class Retrain(Fit):
     """Trains the model anew, as the phases before have decided it, from fresh weights."""
 
     name = "retrain"
+
+
+def set_apart(context: Context, phase: str) -> Context:
+    """Return the context with its epochs recorded under the phase's name: the retraining's begin at 1 again."""
+
+    def told(record: dict[str, Any]) -> None:
+        context.on_epoch({k if k in ("epoch", "best") else f"{phase}/{k}": v for k, v in record.items()})
+
+    return replace(context, on_epoch=told)
 
 
 @register_recipe("fit")

@@ -62,7 +62,12 @@ class Tracker:
         """Record an epoch's metrics."""
 
     def finish(
-        self, trained: dict[str, Any], metrics: dict[str, float], test: Predictions, slices: dict[str, Any]
+        self,
+        trained: dict[str, Any],
+        metrics: dict[str, float],
+        test: Predictions,
+        slices: dict[str, Any],
+        reports: list[dict[str, Any]],
     ) -> None:
         """Record the result and its plots."""
 
@@ -195,19 +200,28 @@ class MlflowTracker(Tracker):
         self._client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
 
     def finish(
-        self, trained: dict[str, Any], metrics: dict[str, float], test: Predictions, slices: dict[str, Any]
+        self,
+        trained: dict[str, Any],
+        metrics: dict[str, float],
+        test: Predictions,
+        slices: dict[str, Any],
+        reports: list[dict[str, Any]],
     ) -> None:
-        """Record the final metrics, the configuration and the plots."""
+        """Record the final metrics, the recipe's reports and their totals, the configuration and the plots."""
 
         def work() -> None:
             from pipelines.config import dump_config
             from pipelines.evaluation.plots import learning_curve, reliability_plot, telemetry_plot
 
             final = {**metrics, "best_epoch": trained["best_epoch"], "rows_per_second": trained["rows_per_second"]}
+            for told in reports:
+                final |= told.get("totals", {})
             self._metrics(final, trained["best_epoch"])
             self._client.log_text(self.run_id, dump_config(self._config.public()), "config.yaml")
             if slices:
                 self._client.log_dict(self.run_id, slices, "slices.json")
+            if reports:
+                self._client.log_dict(self.run_id, {"reports": reports}, "reports.json")
             figures = {
                 "learning_curve": learning_curve(trained["history"]),
                 "calibration": reliability_plot(test.label, test.probability),

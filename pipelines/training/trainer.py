@@ -14,11 +14,10 @@ import torch
 from ctr_models.errors import ArtifactError
 from ctr_models.model import CTRModel
 from pipelines.config import RunConfig, dump_config
-from pipelines.evaluation.metrics import evaluate
 from pipelines.features.files import atomic_write
 from pipelines.training.checkpoint import read_tensors, verify
 from pipelines.training.distributed import Ranks, ranks
-from pipelines.training.fit import defined
+from pipelines.training.judging import judged_phases
 from pipelines.training.predict import Predictions, predict
 from pipelines.training.recipes import Context, make_recipe, run_recipe
 from pipelines.training.slicing import check_slices, sliced
@@ -36,7 +35,8 @@ class TrainResult:
 
     Args:
         model: best weights, unsharded, on CPU, in evaluation mode.
-        metrics: ``valid_*`` and ``test_*`` of auc, logloss, gauc, ne and ece; gauc only where it is defined.
+        metrics: ``valid_*`` and ``test_*`` of auc, logloss, gauc, ne and ece, where they are defined; of a further
+            task as ``test_auc_conversion``.
         history: one record an epoch, the first is epoch 1.
         run_dir: configuration, checkpoints and ``result.json``.
         rows_per_second: training rows over the time of the training steps, loader included.
@@ -44,7 +44,7 @@ class TrainResult:
         data: the encoded features that the model reads; not those that were given where the recipe made others.
         first: whether this process is rank 0, the one that releases.
         slices: test metrics by column and value, for the columns of ``train.slices``.
-        reports: what the recipe's phases have to tell, each a ``title`` and ``rows``.
+        reports: what the recipe's phases have to tell, each a ``title``, ``rows`` and, some of them, ``totals``.
     """
 
     model: CTRModel
@@ -123,15 +123,16 @@ def _finish(
     context: Context, given: EncodedData, trained: dict[str, Any], model: CTRModel, tracker: Any, me: Ranks
 ) -> TrainResult:
     reports = [output["report"] for output in context.outputs.values() if "report" in output]
+    judged = judged_phases(context.outputs)
+    reports += [judged] if judged else []
     best = next(r for r in trained["history"] if r["epoch"] == trained["best_epoch"])
     metrics = {name: value for name, value in best.items() if name.startswith("valid_")}
     if me.first:
         test = _test(context, model)
-        found = defined(evaluate(test.label, test.probability, test.user))
-        metrics.update({f"test_{name}": value for name, value in found.items()})
+        metrics.update({f"test_{name}": value for name, value in test.metrics().items()})
         # By the features as given: the rows are the same, and these still tell dropped values apart.
         slices = sliced(given, context.config.train.slices, test)
-        tracker.finish(trained, metrics, test, slices)
+        tracker.finish(trained, metrics, test, slices, reports)
         result = {
             "metrics": metrics,
             "slices": slices,

@@ -23,34 +23,6 @@ def given(case: Case, sizes: Sizes) -> tuple[Tensor, ...]:
 
 
 @every_case
-def test_a_row_without_keys_is_zeros_and_passes_no_nan_back(case: Case) -> None:
-    use, sizes = case.use(Sizes(rows=3)), Sizes(rows=3)
-    scores, absent, values, x = given(case, sizes)
-    absent[1] = True
-    out = use(scores.requires_grad_(), absent, values.requires_grad_(), x.requires_grad_())
-    assert (out[1] == 0).all()
-    assert (out[[0, 2]] != 0).any()
-    out.square().sum().backward()
-    for leaf in (scores, values):
-        assert leaf.grad is not None
-        assert leaf.grad.isfinite().all()
-        assert (leaf.grad[1] == 0).all()
-        assert leaf.grad[0].any()
-
-
-@every_case
-def test_padding_changes_nothing(case: Case) -> None:
-    """A row has the same weights whether or not the batch is padded for a longer one."""
-    sizes = Sizes(rows=4)
-    gate = case.gate(sizes).eval()
-    scores, _, _, x = given(case, sizes)
-    padded = torch.cat([scores, torch.full((4, 2, 5, 7), -torch.inf)], dim=3)
-    weights = gate.attend(padded, x)
-    torch.testing.assert_close(weights[..., :5], gate.attend(scores, x))
-    assert (weights[..., 5:] == 0).all()
-
-
-@every_case
 def test_the_order_of_the_keys_does_not_matter(case: Case) -> None:
     sizes = Sizes(rows=4)
     gate, order = case.gate(sizes).eval(), torch.randperm(5)

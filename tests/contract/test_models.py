@@ -205,9 +205,13 @@ def test_an_unknown_slot_is_named(name: str) -> None:
 def test_each_gate_that_fits_a_slot_works_in_it(name: str, slot: str, gate: str) -> None:
     model, batch = make(name, MIXED, gates={slot: gate}), example_batch(MIXED, rows=64)
     assert model.gate_specs[slot].name == gate
-    model.loss(batch)[0].backward()
+    loss, logits = model.loss(batch)
+    loss.backward()
+    assert logits.shape == (64,)
+    assert logits.isfinite().all()
     for path, parameter in model.named_parameters():
         assert parameter.grad is not None, path
+        assert parameter.grad.isfinite().all(), path
         assert parameter.grad.abs().max() > 0, path
     for told in model.telemetry(batch).values():
         assert all(np.isfinite(v) for v in told.values())

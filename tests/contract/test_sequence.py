@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.export import Dim
 
 from ctr_models.gates import GATES
-from ctr_models.gates.probe import Case, Sizes, cases, inputs
+from ctr_models.gates.probe import Case, cases, inputs
 
 CASES = [case for name in GATES for case in cases(name) if case.slot == "sequence"]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -36,20 +35,3 @@ def test_every_behaviour_counts(case: Case) -> None:
     use(values.requires_grad_(), scores.requires_grad_(), offsets, query).square().sum().backward()
     assert values.grad is not None and values.grad.abs().amax(1).min() > 0
     assert scores.grad is not None and scores.grad.abs().min() > 0
-
-
-@every_case
-def test_offsets_may_be_int32(case: Case) -> None:
-    use = case.use()
-    values, scores, offsets, query = inputs(case, use.gate)
-    assert torch.equal(use(values, scores, offsets.int(), query), use(values, scores, offsets, query))
-
-
-@every_case
-def test_exported_it_takes_any_histories(case: Case) -> None:
-    use = case.use().eval()
-    given, other = inputs(case, use.gate), inputs(case, use.gate, Sizes(rows=3, history=9))
-    total, rows = Dim("total"), Dim("rows")
-    program = torch.export.export(use, given, dynamic_shapes=(({0: total}, {0: total}, {0: rows + 1}, {0: rows}),))
-    for batch in (given, other):
-        torch.testing.assert_close(program.module()(*batch), use(*batch))

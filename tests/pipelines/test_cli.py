@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 import typer
 
@@ -32,3 +36,26 @@ def test_exit_codes_tell_a_missed_bar_from_a_mistake_and_from_a_bug(
         cli.main()
     assert caught.value.code == code
     assert told in capsys.readouterr().err
+
+
+def test_modules_of_the_folder_where_one_works_are_found_but_hide_no_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def find() -> None:
+        for name in ("gates_of_mine", "this"):
+            (tmp_path / f"{name}.py").write_text("")
+        found = importlib.util.find_spec("gates_of_mine")
+        assert found is not None and found.origin == str(tmp_path / "gates_of_mine.py")
+        standard = importlib.util.find_spec("this")  # a module that nothing imports
+        assert standard is not None and standard.origin != str(tmp_path / "this.py")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    monkeypatch.setattr("sys.argv", ["sluice"])
+    monkeypatch.setattr(cli, "build_app", lambda: app)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0

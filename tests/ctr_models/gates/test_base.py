@@ -61,6 +61,18 @@ def test_a_history_is_pooled_by_its_scores() -> None:
     assert pooled.tolist() == [[0.0, 0.0], [2.0, 3.0], [5.0, 5.0]]
 
 
+def test_the_ends_of_a_mask_are_those_of_its_range() -> None:
+    shape = GateShape(slot="fusion", width=2)
+    between_1_and_2 = GateSpec(name="cross_stream").build(shape)
+    told = between_1_and_2.telemetry(torch.tensor([[1.0, 2.0]]))
+    assert told["saturation"] == 1.0
+    assert told["entropy"] == pytest.approx(0.0, abs=1e-4)
+    assert between_1_and_2.telemetry(torch.tensor([[1.5]]))["entropy"] == pytest.approx(1.0)
+    endless = GateSpec(name="simple").build(GateShape(slot="feature", width=2))
+    assert endless.telemetry(torch.tensor([[1.0]]))["entropy"] == pytest.approx(1.0)
+    assert endless.telemetry(torch.tensor([[-3.0, 7.0]]))["saturation"] == 1.0
+
+
 def test_the_telemetry_of_weights_by_hand() -> None:
     gate = GateSpec(name="none").build(GateShape(slot="expert", width=4, choices=2))
     told = gate.telemetry(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))

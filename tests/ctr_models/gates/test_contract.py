@@ -15,6 +15,8 @@ from ctr_models.gates.contract import CHECKS, Result, run
 from ctr_models.gates.probe import Case
 
 SLOW = ("compiled", "exported")
+ALL_BUT_EXPORT = tuple(check.name for check in CHECKS if check.name != "exported")
+GENERATOR = torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -56,11 +58,18 @@ def test_every_clause_has_a_name_a_sentence_and_a_remedy() -> None:
         assert len(check.remedy) > 20
 
 
-def test_slots_that_there_are_not() -> None:
+def test_slots_that_there_are_not_are_told_once() -> None:
     class Mine(Free):
         slots = frozenset({"feture"})
 
-    assert "no slots ['feture']" in broken(Mine)["declared"]
+    found = broken(Mine)
+    assert "no slots ['feture']" in found.pop("declared")
+    assert not found
+
+    class Bare(Free):
+        slots = "feature"  # type: ignore[assignment]
+
+    assert broken(Bare) == {"declared": "slots is 'feature', which is no set"}
 
 
 def test_a_gate_that_cannot_be_built_is_told_once() -> None:
@@ -110,6 +119,31 @@ def test_a_mask_out_of_range_or_of_a_wrong_shape() -> None:
 
     assert "does not broadcast to x (8, 6)" in broken(Long)["shape"]
 
+    class Longer(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return torch.cat([x, x], dim=1).sigmoid()
+
+    every = broken(Longer, skip=())
+    assert list(every) == ["shape"]
+    assert every["shape"] == "a mask (8, 12) does not broadcast to x (8, 6)"
+
+
+def test_a_gate_without_forward() -> None:
+    class Mine(Gate):
+        slots = frozenset({"feature"})
+
+    assert broken(Mine, skip=()) == {"shape": "NotImplementedError: gate Mine lacks a forward for slot 'feature'"}
+
+
+def test_inputs_changed_in_place() -> None:
+    class Mine(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            mask = 2 * torch.sigmoid(self.v)
+            x.data.mul_(1.5)
+            return mask
+
+    assert "changes its inputs in place" in broken(Mine)["shape"]
+
 
 def test_a_fused_product_that_is_another() -> None:
     class Mine(Free):
@@ -154,6 +188,27 @@ def test_draws_in_evaluation() -> None:
             return 2 * torch.sigmoid(self.v + 0.1 * torch.rand_like(x))
 
     assert "a second call gives another result" in broken(Mine)["seed"]
+
+
+def test_draws_from_another_generator() -> None:
+    class Mine(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            noise = torch.rand(x.shape, generator=GENERATOR) if self.training else 0.0
+            return 2 * torch.sigmoid(self.v + 0.1 * noise)
+
+    assert set(broken(Mine)) == {"seed"}
+
+
+def test_statistics_of_training_outside_of_buffers() -> None:
+    class Mine(Free):
+        seen = 0.0
+
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            if self.training:
+                self.seen = 0.9 * self.seen + 0.1 * float(x.detach().mean())
+            return 2 * torch.sigmoid(self.v * (x - self.seen))
+
+    assert "a gate loaded from saved weights differs" in broken(Mine)["saved"]
 
 
 def test_what_annealing_sets_outside_of_buffers() -> None:
@@ -212,6 +267,12 @@ def test_rows_of_zeros_and_absent_keys() -> None:
 
     assert "not all values are finite" in broken(Normed)["missing values"]
 
+    class Rooted(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return 2 * torch.sigmoid(self.v * x.square().sum(1, keepdim=True).sqrt())
+
+    assert "not all gradients, of parameters and inputs" in broken(Rooted)["missing values"]
+
     class Attentive(Gate):
         slots = frozenset({"attention"})
 
@@ -223,6 +284,28 @@ def test_rows_of_zeros_and_absent_keys() -> None:
 
     assert broken(Attentive)["absent keys"] == "an absent key gets a weight"
 
+    class Padded(Gate):
+        slots = frozenset({"attention"})
+
+        def attend(self, scores: Tensor, query: Tensor) -> Tensor:
+            return present_softmax(scores * 5 / scores.shape[-1])
+
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return torch.ones_like(x)
+
+    assert "with more absent keys the weights" in broken(Padded)["absent keys"]
+
+    class Plain(Gate):
+        slots = frozenset({"attention"})
+
+        def attend(self, scores: Tensor, query: Tensor) -> Tensor:
+            return scores.softmax(-1).nan_to_num(0.0)
+
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return torch.ones_like(x)
+
+    assert "gradients are not finite where all keys are absent" in broken(Plain)["absent keys"]
+
 
 def test_an_empty_history_that_pools_to_something() -> None:
     class Mine(Gate):
@@ -232,6 +315,16 @@ def test_an_empty_history_that_pools_to_something() -> None:
             return super().pool(values, scores, offsets, query) + 1
 
     assert broken(Mine)["missing values"] == "an empty history does not pool to zeros"
+
+
+def test_offsets_of_one_width_only() -> None:
+    class Mine(Gate):
+        slots = frozenset({"sequence"})
+
+        def pool(self, values: Tensor, scores: Tensor, offsets: Tensor, query: Tensor) -> Tensor:
+            return super().pool(values, scores, offsets.view(torch.int64), query)
+
+    assert "offsets" in broken(Mine)
 
 
 def test_weights_that_are_no_shares() -> None:
@@ -267,8 +360,15 @@ def test_a_decision_on_values_breaks_the_graph() -> None:
         def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
             return 2 * torch.sigmoid(self.v if float(x.sum()) > 0 else -self.v)
 
-    found = broken(Mine, skip=tuple(c.name for c in CHECKS if c.name != "exported"))
-    assert list(found) == ["exported"]
+    assert list(broken(Mine, skip=ALL_BUT_EXPORT)) == ["exported"]
+
+
+def test_a_loop_over_rows_is_exported_for_one_number_of_them() -> None:
+    class Mine(Free):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return torch.stack([2 * torch.sigmoid(self.v[0] * row) for row in x])
+
+    assert list(broken(Mine, skip=ALL_BUT_EXPORT)) == ["exported"]
 
 
 def test_checks_are_counted_by_gate_slot_and_case() -> None:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from ctr_models.errors import ConfigError
 from ctr_models.gates import GateShape, GateSpec
 from ctr_models.gates.gumbel import GumbelGate
 
@@ -47,10 +48,10 @@ def test_the_lower_the_temperature_the_harder_the_choice() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_hard_choice_takes_all_and_still_learns(training: bool) -> None:
-    g, x = gate("expert", choices=4, hard=True).train(training), torch.randn(30, 4)
+    g, x = gate("expert", choices=4, hard=True).train(training), torch.randn(3000, 4)
     weights = g(x)
-    torch.testing.assert_close(weights, torch.eye(4)[weights.argmax(1)])
-    (weights * torch.randn(30, 4)).sum().backward()
+    assert torch.equal(weights, torch.eye(4)[weights.argmax(1)]), "exactly, lest a little of every expert pass"
+    (weights * torch.randn(3000, 4)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in g.parameters())
 
 
@@ -74,6 +75,14 @@ def test_started_as_the_identity_logits_at_zero_keep_everything_as_it_is() -> No
     g = gate("selection", start="identity").eval()
     assert g.initial_logit == 0
     assert torch.equal(g(torch.randn(4, 3, 2), torch.zeros(4, 3)), torch.ones(4, 3, 1))
+
+
+def test_what_is_no_identity_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a hard choice is all or nothing"):
+        gate(hard=True, start="identity")
+    with pytest.raises(ConfigError, match="model.gates.interaction: start: with an activation or a temperature"):
+        gate(temperature=0.5, start="identity")
+    gate("expert", temperature=0.5, start="identity")
 
 
 def test_hardened_it_depends_on_the_sign_alone() -> None:

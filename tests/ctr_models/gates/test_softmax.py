@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ctr_models.errors import ConfigError
 from ctr_models.gates import GateShape, GateSpec
 from ctr_models.gates.softmax import SoftmaxConfig, SoftmaxGate
 
@@ -37,6 +38,14 @@ def test_in_slot_interaction_the_logits_are_the_models() -> None:
     logits = torch.randn(4, 3)
     assert not list(pairs.parameters())
     torch.testing.assert_close(pairs(logits), (logits / 2).softmax(1))
+
+
+@pytest.mark.parametrize("option", [{"temperature": 2}, {"activation": "tanh"}])
+def test_in_slot_interaction_other_logits_are_no_identity(option: dict[str, object]) -> None:
+    spec = GateSpec.parse({"name": "softmax", "start": "identity", **option})
+    spec.build(GateShape(slot="expert", width=3, choices=3))
+    with pytest.raises(ConfigError, match="weights are not those of gate none. use start: paper"):
+        spec.build(GateShape(slot="interaction", width=3, choices=3))
 
 
 def test_relu_is_no_activation_here() -> None:

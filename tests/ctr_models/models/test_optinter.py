@@ -128,6 +128,18 @@ def test_choices_are_those_of_the_logits() -> None:
     }
 
 
+@pytest.mark.parametrize("gate", ["gumbel", "none"])
+def test_a_pick_gives_each_pair_one_treatment_with_weight_1(gate: str) -> None:
+    torch.manual_seed(0)
+    model = make(gate=gate).eval()
+    best = {pair: max(share, key=share.__getitem__) for pair, share in model.choices().items()}
+    best[model.pairs[0]] = "factorise"
+    model.pick(best)
+    expected = [[float(best[pair] == one) for one in TREATMENTS] for pair in model.pairs]
+    assert torch.equal(model.weights(), torch.tensor(expected))
+    assert model.choices()[model.pairs[0]]["factorise"] == 1.0
+
+
 def test_factors_and_memory_start_on_one_scale() -> None:
     schema = Schema(
         sparse=(

@@ -45,7 +45,7 @@ def app() -> typer.Typer:
 def _in_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Compiling takes seconds and has its own test; gates imported from here are forgotten after."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.syspath_prepend(tmp_path)
     quick = [check for check in contract_module.CHECKS if check.name not in ("compiled", "recall")]
     monkeypatch.setattr(contract_module, "CHECKS", quick)
     monkeypatch.setenv("COLUMNS", "120")
@@ -96,6 +96,7 @@ def test_a_gate_that_holds_the_contract(app: typer.Typer) -> None:
     assert "Contract of gate squeeze_excite" in output
     assert "checks passed" in output
     assert "failed" not in output
+    assert "masks are in [floor, bound]" in " ".join(output.replace("│", " ").split())
 
 
 def test_a_gate_that_does_not(app: typer.Typer) -> None:
@@ -109,7 +110,18 @@ def test_a_gate_that_does_not(app: typer.Typer) -> None:
     assert "checks failed" in told
 
 
-@pytest.mark.parametrize("name", ["free_gates.py", "free_gates.py:FreeGate", "free_gates.FreeGate"])
+def test_what_the_compilers_print_stays_out_of_the_report(
+    app: typer.Typer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("moody.py").write_text(GOOD.replace("self.v)", "self.v if float(x.sum()) > 0 else -self.v)"))
+    code, output = gates(app, "check", "moody.py", "--json", "-")
+    assert code == 1
+    failed = [check["check"] for check in json.loads(output)["checks"] if not check["passed"]]
+    assert "exported" in failed
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["free_gates", "free_gates.py", "free_gates.py:FreeGate", "free_gates.FreeGate"])
 def test_a_gate_of_ones_own_by_file_or_dotted_path(app: typer.Typer, name: str) -> None:
     Path("free_gates.py").write_text(GOOD)
     code, output = gates(app, "check", name, "--json", "-")
@@ -133,6 +145,8 @@ def test_files_without_a_gate_or_with_several_are_refused(app: typer.Typer) -> N
         ConfigError, match=r"two.py: it holds 2 gates: FreeGate, LoudGate. say which: two.py:MyGate"
     ):
         gates(app, "check", "two.py")
+    with pytest.raises(ConfigError, match=r"two: it holds 2 gates: FreeGate, LoudGate. say which: two.MyGate"):
+        gates(app, "check", "two")
     with pytest.raises(ConfigError, match=r"two.py: no gate 'FreGate'. did you mean 'FreeGate'"):
         gates(app, "check", "two.py:FreGate")
     with pytest.raises(ConfigError, match="unknown gate 'sigmiod'. did you mean 'sigmoid'"):

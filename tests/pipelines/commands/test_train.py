@@ -149,8 +149,10 @@ def test_a_recipe_that_makes_tables_smaller_from_raw_logs_to_scores(file, tmp_pa
     done = sluice("-c", file, *(x for c in changes for x in ("-o", c)), "--run", recipe, "--json", out)
     assert done.exit_code == 0, done.output
     result = json.loads(out.read_text())
-    (told,) = result["reports"]
+    told, judged = result["reports"]
     assert told["title"] in done.output
+    assert judged["title"] in done.output
+    assert f"{judged['rows'][-1]['ece']:.4f}" in done.output
     assert f"{told['rows'][-1][told_key(recipe)]:,}" in done.output
     bundle = Bundle.load(Path(result["bundle"]))
     fields = {f.table: (f.rows, f.stored) for f in (*bundle.model.schema.sparse, *bundle.model.schema.sequences)}

@@ -23,9 +23,11 @@ from pipelines.datasets.click_world import (
     World,
     best_possible,
     day_file,
+    world_folder,
     write_day,
     write_world,
 )
+from pipelines.datasets.click_world_conversions import CONVERSION, CONVERSION_TRUTH
 from pipelines.datasets.config import DataConfig
 from pipelines.features.files import sha256_tree
 
@@ -102,7 +104,7 @@ def test_each_term_has_its_weight_and_gated_terms_are_zero_elsewhere() -> None:
     terms = world._terms(drawn)
     assert list(terms) == list(WEIGHTS)
     for name, term in terms.items():
-        assert term.std() * world._scale[name] == pytest.approx(WEIGHTS[name], rel=0.2), name
+        assert term.std() * world.click.scale[name] == pytest.approx(WEIGHTS[name], rel=0.2), name
     for name in ("price | segment", "brand | category", "tags | device, channel", "rating | age"):
         assert 0.3 < (terms[name] == 0).mean() < 0.95, name
 
@@ -125,12 +127,12 @@ def test_useless_values_leave_the_probability_alone() -> None:
     assert useless["campaign"] == list(CAMPAIGNS)
     assert (len(useless["city"]), len(useless["brand"]), len(useless["tags"])) == (54, 60, 20)
     drawn = world._impressions(world._generator(9), 5000, 0)
-    before = world._spread(drawn)
+    before = world.click.spread(world._terms(drawn))
     drawn["campaign"] = drawn["campaign"][::-1]
-    assert np.array_equal(world._spread(drawn), before)
+    assert np.array_equal(world.click.spread(world._terms(drawn)), before)
     worthless = [i for i, brand in enumerate(world.brand) if f"brand-{brand:03d}" in useless["brand"]]
     world.brand[worthless] = int(useless["brand"][0][-3:])
-    assert np.array_equal(world._spread(drawn), before)
+    assert np.array_equal(world.click.spread(world._terms(drawn)), before)
 
 
 def test_strength_0_leaves_nothing_to_learn() -> None:
@@ -213,3 +215,29 @@ def test_the_spec_marks_users_and_items() -> None:
         "tags",
     }
     assert {n for n, r in roles.items() if r == "user"} == {"user_id", "segment", "age", "city", "history"}
+
+
+CONVERTING = ClickWorldOptions(rows=60_000, days=6, conversion_rate=0.3)
+
+
+def test_conversions_leave_everything_else_as_it_was(frame: pl.DataFrame) -> None:
+    day = World(CONVERTING).day(2)
+    assert day.columns == [*frame.columns, CONVERSION, CONVERSION_TRUTH]
+    assert day.select(frame.columns).equals(World(CONVERTING.model_copy(update={"conversion_rate": None})).day(2))
+
+
+def test_a_world_without_conversions_is_known_by_what_it_was() -> None:
+    """Its folder and the key of its features hang on this."""
+    assert "conversion_rate" not in ClickWorldOptions().world()
+    assert "conversion_rate" not in ClickWorldOptions().model_dump_json()
+    assert world_folder(ClickWorldOptions()).name == "1f7faa826f75fd89"
+
+
+def test_a_converting_world_brings_its_task_and_its_truth(tmp_path: Path) -> None:
+    data = _open(tmp_path / "w", **SMALL.model_dump(exclude_defaults=True), conversion_rate=0.3)
+    assert data.spec is not None
+    assert data.spec.tasks == (CONVERSION,)
+    assert data.task_truth == {CONVERSION: CONVERSION_TRUTH}
+    assert data.fingerprint != _open(tmp_path / "plain", **SMALL.model_dump(exclude_defaults=True)).fingerprint
+    with pytest.raises(DataError, match=r"has conversion_rate 0.3, the config asks for 0.2"):
+        _open(tmp_path / "w", conversion_rate=0.2)

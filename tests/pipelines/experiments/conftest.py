@@ -63,7 +63,7 @@ def trained(monkeypatch) -> list[RunConfig]:
         run_dir.mkdir(parents=True, exist_ok=resume)
         model = torch.nn.Linear(2, 1)
         model.config = config
-        history = [{"epoch": 1, "train_loss": 0.5, "valid_auc": 0.7, "valid_logloss": 0.4}]
+        history = [{"epoch": 1, "train_loss": 0.5, "valid_auc": 0.7, "valid_logloss": 0.4, "best": True}]
         metrics = {"valid_auc": 0.7, "test_auc": 0.69}
         return SimpleNamespace(model=model, metrics=metrics, history=history, rows_per_second=1000.0, data=data)
 

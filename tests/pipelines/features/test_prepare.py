@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from ctr_models.errors import ArtifactError, ConfigError
+from ctr_models.errors import ArtifactError, ConfigError, RequestError
 from pipelines.datasets.base import RawData, RawPart
 from pipelines.datasets.config import SplitConfig
 from pipelines.features import prepare as module
@@ -273,3 +273,44 @@ def test_a_kept_column_must_not_hide_a_feature(tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"keep": ("ad",)})
     with pytest.raises(ConfigError, match=r"features\.keep: 'ad' is kept raw and is also the name of a feature"):
         prepare(source(world(10)), spec, workdir=tmp_path, seed=1, progress=False)
+
+
+def test_labels_of_further_tasks_are_columns_and_unknown_is_nan(tmp_path: Path) -> None:
+    buys = [None, 1, 0, float("nan")] * 75
+    log = world(300).with_columns(pl.Series("buy", buys, dtype=pl.Float64, strict=False), pl.lit(0.5).alias("p"))
+    spec = SPEC.model_copy(update={"tasks": ("buy",)})
+    plain = prepare(source(log), SPEC, workdir=tmp_path, seed=3, progress=False)
+    raw = source(log, task_truth={"buy": "p", "other": "q"})
+    data = prepare(raw, spec, workdir=tmp_path, seed=3, progress=False)
+    assert data.path != plain.path
+    assert (data.schema.tasks, data.task_truth) == (("buy",), {"buy": "p"})
+    assert EncodedData.open(data.path).task_truth == {"buy": "p"}
+    assert "task_truth" not in plain.manifest
+    frame = data.frame("train").collect()
+    assert frame.drop("__label_buy__", "p").equals(plain.frame("train").collect())
+    assert pq.read_schema(data.files("train")[0]).field("__label_buy__").type == "float"
+    expected = np.array([np.nan if b is None else b for b in buys])[frame["__row__"].to_numpy()]
+    np.testing.assert_array_equal(frame["__label_buy__"].to_numpy(), expected)
+    whole = transform(data.state, log.lazy(), source="log").collect()
+    np.testing.assert_array_equal(whole["__label_buy__"].to_numpy()[frame["__row__"].to_numpy()], expected)
+    targets = encoded_rows(frame, data.schema).targets
+    assert targets is not None
+    np.testing.assert_array_equal(targets[:, 0], expected)
+    assert encoded_rows(frame, plain.schema).targets is None
+
+
+def test_a_request_of_a_model_of_several_tasks_has_no_labels(tmp_path: Path) -> None:
+    log = world(200).with_columns(buy=pl.Series([0, 1] * 100))
+    spec = SPEC.model_copy(update={"tasks": ("buy",), "keep": ("buy",)})
+    data = prepare(source(log), spec, workdir=tmp_path, seed=3, progress=False)
+    encoder = OnlineEncoder(data.state)
+    given = add_histories(spec, log).select(spec.request_columns)
+    batch = encoded_rows(transform(data.state, given.lazy(), source="log").collect(), data.schema)
+    request = encoder.encode({}, {}, given.to_dicts())
+    np.testing.assert_array_equal(batch.single, request.single)
+    np.testing.assert_array_equal(batch.dense, request.dense)
+    assert batch.targets is not None
+    assert np.isnan(batch.targets).all()
+    assert request.targets is None
+    with pytest.raises(RequestError, match="candidates.0.buy: no feature has this name"):
+        encoder.encode({}, {}, [{"buy": 1}])

@@ -247,3 +247,25 @@ def test_times_of_every_kind_keep_their_order() -> None:
     for unit in ("ms", "us", "ns"):
         assert time_key(dates.cast(pl.Datetime(unit)), "log").tolist() == time_key(dates, "log").tolist()
     assert time_key(dates.cast(pl.Date), "log").tolist() == time_key(dates, "log").tolist()
+
+
+TASKS = SPEC.model_copy(update={"tasks": ("buy",)})
+
+
+@pytest.mark.parametrize(
+    ("buy", "message"),
+    [
+        (None, "column buy: no such column"),
+        ([0, 1, None, 2] * 5, "column buy, row 4: the label is 2. write 0, 1, or null where it is not known."),
+        (["0", "1"] * 10, "column buy: the label is String, not a number. write it as 0 and 1"),
+        ([None] * 20, "column buy: every one of 20 values is null. drop the column from features.tasks"),
+        ([float("nan")] * 20, "column buy: every one of 20 values is null."),
+    ],
+)
+def test_a_bad_label_of_a_task_is_refused(tmp_path: Path, buy: Any, message: str) -> None:
+    log = pl.LazyFrame({**GOOD, **({} if buy is None else {"buy": buy})}, strict=False)
+    raw = RawData({"all": RawPart(log, Path("log.parquet"))}, SplitConfig(by="time"), TASKS, "f")
+    with pytest.raises(DataError) as caught:
+        prepare(raw, None, workdir=tmp_path, seed=1, progress=False)
+    assert message in str(caught.value)
+    assert "log.parquet" in str(caught.value)

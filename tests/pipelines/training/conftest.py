@@ -56,9 +56,14 @@ def make_schema(*, dim: int = 8, sequences: bool = False) -> Schema:
     )
 
 
-def make_world(path: Path, *, rows: int = 600, sequences: bool = False, group: int = 100) -> World:
-    """Clicks that depend on user and item, so that a model can learn something; two files, ragged row groups."""
-    random = np.random.default_rng(3)
+def make_world(
+    path: Path, *, rows: int = 600, sequences: bool = False, tasks: bool = False, group: int = 100
+) -> World:
+    """Clicks that depend on user and item, so that a model can learn something; two files, ragged row groups.
+
+    With ``tasks``, a click may be followed by a conversion, which depends on the item.
+    """
+    random, later = np.random.default_rng(3), np.random.default_rng(4)
     user_taste, item_taste = random.normal(size=USERS), random.normal(size=ITEMS)
     start = 0
     for split, count in (("train", rows), ("valid", rows // 3), ("test", rows // 3)):
@@ -75,12 +80,18 @@ def make_world(path: Path, *, rows: int = 600, sequences: bool = False, group: i
             "__row__": pa.array(np.arange(start, start + count)),
         }
         start += count
+        if tasks:
+            bought = later.random(count) < 1 / (1 + np.exp(-2 * item_taste[item]))
+            columns["__label_conversion__"] = np.where(columns["__label__"].to_numpy() == 1, bought, np.nan).astype(
+                "f4"
+            )
         table = pa.table(columns)
         half = count // 2 + 7
         (path / split).mkdir(parents=True)
         for number, piece in enumerate((table.slice(0, half), table.slice(half))):
             pq.write_table(piece, path / split / f"part-{number:05d}.parquet", row_group_size=group)
-    return World(path, make_schema(sequences=sequences))
+    schema = make_schema(sequences=sequences)
+    return World(path, schema.model_copy(update={"tasks": ("conversion",)}) if tasks else schema)
 
 
 def make_config(workdir: Path, **train: Any) -> RunConfig:
@@ -109,6 +120,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def history_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The same with a behaviour history that shares the items' table."""
     return make_world(tmp_path_factory.mktemp("history") / "encoded", sequences=True)
+
+
+@pytest.fixture(scope="session")
+def task_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The same with conversions, known only after a click."""
+    return make_world(tmp_path_factory.mktemp("tasks") / "encoded", tasks=True)
 
 
 @pytest.fixture

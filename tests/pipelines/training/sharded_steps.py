@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipelines.training.config import TrainConfig
 from pipelines.training.distributed import Ranks, ranks
 from pipelines.training.engine import Engine
 from pipelines.training.loader import Loader
+from pipelines.training.predict import score
 from pipelines.training.trainer import train
 
 STEPS = 20
@@ -27,6 +29,7 @@ CASES: dict[str, dict] = {
     "data_parallel": {"optimizer": "rowwise_adagrad"},
     "row_wise-norm": {"optimizer": "sgd"},
     "data_parallel-dense": {"backend": "dense", "l2": 1e-3},
+    "row_wise-tasks": {"optimizer": "rowwise_adagrad"},
 }
 
 
@@ -41,6 +44,9 @@ def settings(case: str) -> TrainConfig:
 
 def model(world: World, case: str) -> torch.nn.Module:
     torch.manual_seed(0)
+    if case.endswith("-tasks"):
+        small = {"hidden": [16]}
+        return create_model("mmoe", world.schema, embedding_std=0.1, expert=small, tower=small, experts=3)
     mlp = {"hidden": [16], "batch_norm": case.endswith("-norm")}
     return create_model("finalmlp", world.schema, embedding_std=0.1, mlp1=mlp, mlp2=mlp, heads=4)
 
@@ -70,9 +76,12 @@ def lay(folder: Path) -> None:
     """Write the data, before the job."""
     make_world(folder / "plain")
     make_world(folder / "history", sequences=True)
+    make_world(folder / "tasks", tasks=True)
 
 
 def world_of(folder: Path, case: str) -> World:
+    if case.endswith("-tasks"):
+        return World(folder / "tasks", make_schema().model_copy(update={"tasks": ("conversion",)}))
     sequences = not case.startswith("data_parallel")  # the history's table can't be replicated
     return World(folder / ("history" if sequences else "plain"), make_schema(sequences=sequences))
 
@@ -85,6 +94,11 @@ def main(folder: Path) -> None:
             engine = steps(world_of(folder, case), case, me)
             weights = {f"model/{name}": tensor for name, tensor in engine.weights().items()}
             checkpoint.save(folder / "found" / case, weights, {}, me)
+            if engine.model.tasks:
+                world, tasks = world_of(folder, case), engine.model.tasks
+                found = score(engine.logits, world, "valid", world.schema, batch_size=64, me=me, tasks=tasks)
+                if me.first:
+                    (folder / "tasks.json").write_text(json.dumps(found.metrics()))
         config = make_config(folder, epochs=2, parts=2, batch_size=48, sharding={"kind": "row_wise"})
         result = train(config, world_of(folder, "row_wise"), run_dir=folder / "run", progress=False)
         assert result.first == (me.rank == 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def job(tmp_path_factory, steps):
 
 
 CASES = ["row_wise", "table_wise", "column_wise", "data_parallel", "row_wise-norm", "data_parallel-dense"]
+CASES += ["row_wise-tasks"]  # ranks know of unequally many labels
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -67,6 +69,16 @@ def test_two_ranks_move_as_one_process(job, steps, case):
         assert (tensor - expected[name]).abs().max() <= 1e-5, name
         if name.endswith("weight") and "embedd" in name:
             assert (tensor != untrained[name]).any(), f"{name} never moved"
+
+
+def test_two_ranks_score_further_tasks_as_one_process(job, steps):
+    case = "row_wise-tasks"
+    world = steps.world_of(job, case)
+    model = steps.model(world, case)
+    read_tensors(job / "found" / case, {f"model/{n}": t for n, t in model.state_dict().items()})
+    found = json.loads((job / "tasks.json").read_text())
+    assert found == pytest.approx(predict(model, world, "valid").metrics(), abs=1e-5)
+    assert found["auc_conversion"] > 0.5
 
 
 def test_the_script_covers_every_kind(steps):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ import torch
 from ctr_models.errors import ConfigError
 from ctr_models.model import ModelSpec
 from pipelines.config import RunConfig, parse_config
-from pipelines.training.fdo import choose_dim, explained_variance, main_tables, with_dims
+from pipelines.training.checkpoint import read_tensors
+from pipelines.training.fdo import choose_dim, explained_variance, main_tables, projected, with_dims
 from pipelines.training.predict import predict
 from pipelines.training.recipes import RecipeConfig, make_recipe
 from pipelines.training.trainer import train
@@ -99,7 +102,7 @@ def test_fused_tables_have_multiples_of_4(config, world, tmp_path):
 
 def test_dimensions_are_reported(config, world, tmp_path):
     result = run(settings(config(epochs=1), keep=0.6), world, tmp_path / "run")
-    (told,) = result.reports
+    told, _ = result.reports
     rows = {row["table"]: row for row in told["rows"]}
     for table, f in result.model.schema.tables.items():
         assert (rows[table]["rows"], rows[table]["dim before"], rows[table]["dim after"]) == (f.rows, 8, f.dim)
@@ -107,6 +110,40 @@ def test_dimensions_are_reported(config, world, tmp_path):
         assert rows[table]["weights after"] == f.rows * f.dim
     total = rows["(all)"]
     assert total["weights after"] == sum(f.rows * f.dim for f in result.model.schema.tables.values())
+    assert told["totals"] == {
+        "fdo/weights_before": total["weights before"],
+        "fdo/weights_after": total["weights after"],
+    }
+
+
+def test_the_valid_rows_are_judged_after_every_phase(config, world, tmp_path):
+    result = run(settings(config(epochs=1), "deepfm", keep=0.6), world, tmp_path / "run")
+    rows = {row["phase"]: row for row in result.reports[-1]["rows"]}
+    markers = [json.loads(m.read_text()) for m in sorted((tmp_path / "run" / "phases").iterdir())]
+    model = ModelSpec.parse(settings(config(epochs=1), "deepfm").model).build(world.schema)
+    weights = {f"model/{n}": t for n, t in model.state_dict().items()}
+    read_tensors(tmp_path / "run" / markers[0]["outputs"]["weights"], weights)
+    full = predict(model, world, "valid").metrics()
+    for table, weight in main_tables(model).items():
+        dim = markers[1]["outputs"]["dims"][table]
+        seen = world.state.counts(table) > 0
+        rows_seen = weight[torch.from_numpy(seen)]
+        mean = rows_seen.mean(0)
+        _, _, axes = torch.linalg.svd(rows_seen - mean, full_matrices=False)
+        weight.copy_(mean + (weight - mean) @ axes[:dim].T @ axes[:dim])
+    cut = predict(model, world, "valid").metrics()
+    for name in ("auc", "logloss", "ece"):
+        assert rows["full"][name] == pytest.approx(full[name], abs=1e-6)
+        assert rows["choose"][name] == pytest.approx(cut[name], abs=1e-4)
+        assert rows["retrain"][name] == result.metrics[f"valid_{name}"]
+    assert cut["logloss"] != pytest.approx(full["logloss"], abs=1e-5)
+
+
+def test_all_components_are_the_table_itself():
+    table = torch.randn(5, 3)
+    torch.testing.assert_close(projected(table, np.ones(5, dtype=bool), 3), table)
+    nothing = np.zeros(5, dtype=bool)
+    torch.testing.assert_close(projected(table, nothing, 3), table)
 
 
 class Broken(Exception):

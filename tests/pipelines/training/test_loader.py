@@ -160,3 +160,17 @@ def test_the_loader_tells_its_share(world):
     list(loader)
     assert loader.worked > 0
     assert loader.waited > 0
+
+
+def test_labels_of_further_tasks_stay_with_their_rows(task_world, world):
+    files = task_world.files("train")
+    table = pq.read_table(files)
+    expected = dict(zip(table["price"].to_numpy(), table["__label_conversion__"].to_numpy(), strict=True))
+    batches = list(Loader(files, task_world.schema, batch_size=64, shuffle=True, parts=2, window_rows=170))
+    assert all(batch.targets.shape == (len(batch), 1) for batch in batches)
+    found = np.concatenate([batch.targets[:, 0].numpy() for batch in batches])
+    np.testing.assert_array_equal(found, [expected[p] for p in prices(batches)])
+    label = np.concatenate([batch.label.numpy() for batch in batches])
+    assert np.array_equal(np.isnan(found), label == 0)
+    # A model of one task reads no more than before.
+    assert next(iter(Loader(files, world.schema, batch_size=64))).targets is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -177,7 +178,7 @@ def test_a_bundle_of_the_smaller_features_scores_batch_and_request_alike(whole, 
 
 
 def test_what_was_dropped_is_reported(whole, data):
-    (told,) = whole.reports
+    told, _ = whole.reports
     rows = {row["table"]: row for row in told["rows"]}
     assert list(rows) == [*sorted(data.schema.tables), "(all)"]
     masks = read_masks(whole.run_dir)
@@ -190,6 +191,42 @@ def test_what_was_dropped_is_reported(whole, data):
             assert small.rows == f.rows - row["dropped"] + 1
     total = rows["(all)"]
     assert total["share dropped"] == pytest.approx(total["dropped"] / total["values"])
+    assert told["totals"]["optfs/share_dropped"] == total["share dropped"]
+
+
+def test_the_valid_rows_are_judged_after_every_phase(whole, data):
+    rows = {row["phase"]: row for row in whole.reports[-1]["rows"]}
+    assert list(rows) == ["search", "harden", "retrain", "remove"]
+    search = json.loads((whole.run_dir / "phases" / "0-search.json").read_text())["outputs"]
+    config = settings(Path())
+    models = {
+        "search": searched_model(config.model).build(data.schema),
+        "harden": ModelSpec(name=config.model.name, options=config.model.options).build(data.schema),
+    }
+    models["harden"].select(FixedSelection(data.schema, read_masks(whole.run_dir)))
+    for phase, model in models.items():
+        own = {n: t for n, t in model.state_dict().items() if phase == "search" or not n.startswith("selection.")}
+        read_tensors(whole.run_dir / search["last"], {f"model/{n}": t for n, t in own.items()})
+        found = predict(model, data, "valid").metrics()
+        for name in ("auc", "logloss", "ece"):
+            assert rows[phase][name] == pytest.approx(found[name], abs=1e-6), (phase, name)
+    for name in ("auc", "logloss", "ece"):
+        assert rows["remove"][name] == pytest.approx(rows["retrain"][name], abs=1e-5)
+        assert rows["retrain"][name] == whole.metrics[f"valid_{name}"]
+    assert rows["harden"]["logloss"] != rows["search"]["logloss"]
+
+
+def test_the_full_model_is_trained_for_comparison_if_asked_for(data, tmp_path):
+    config = settings(tmp_path, search_epochs=1, full=True)
+    result = run(config, data, tmp_path / "run")
+    plain = ModelSpec(name=config.model.name, options=config.model.options)
+    alone = run(config.model_copy(update={"recipe": RecipeConfig(), "model": plain}), data, tmp_path / "alone")
+    full = result.reports[-1]["rows"][0]
+    assert full["phase"] == "full"
+    for name in ("auc", "logloss", "ece"):
+        assert full[name] == alone.metrics[f"valid_{name}"]
+    without = run(settings(tmp_path, search_epochs=1), data, tmp_path / "without")
+    assert without.metrics == result.metrics
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
@@ -254,6 +291,8 @@ def test_broken_off_in_any_phase_it_ends_as_the_unbroken(whole, data, tmp_path, 
     with pytest.raises(Broken):
         run(config, data, tmp_path / "run")
     monkeypatch.undo()
+    half = tmp_path / "run" / "remove" / ".features.killed.tmp"
+    half.mkdir(parents=True)
     assert not (
         tmp_path / "run" / "phases" / f"{['search', 'harden', 'retrain', 'remove'].index(place)}-{place}.json"
     ).exists()
@@ -261,6 +300,7 @@ def test_broken_off_in_any_phase_it_ends_as_the_unbroken(whole, data, tmp_path, 
     assert resumed.metrics == whole.metrics
     assert resumed.reports == whole.reports
     assert resumed.data.state.hash == whole.data.state.hash
+    assert not half.exists()
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,17 @@ def test_the_pair_that_decides_is_memorised_and_no_other_cross_is_kept(log: Path
     assert sorted(crosses(searched).values()) == [("item", "hour"), ("user", "hour"), ("user", "item")]
     assert searched.state.tables["user_x_item"].encoding == Vocabulary(min_count=2)
 
-    (report,) = result.reports
+    report, judged = result.reports
+    rows = {row["phase"]: row for row in judged["rows"]}
+    assert list(rows) == ["search", "pick", "retrain"]
+    assert rows["retrain"]["ece"] == result.metrics["valid_ece"]
+    assert rows["pick"]["auc"] > 0.5 + (rows["search"]["auc"] - 0.5) / 2  # what was searched for is still there
+    assert rows["pick"]["logloss"] != rows["search"]["logloss"]
     treatment = {row["pair"]: row["treatment"] for row in report["rows"]}
     assert treatment["user x item"] == "memorise"
     assert len(treatment) == 6
+    counts = Counter(treatment.values())
+    assert report["totals"] == {f"optinter/{t}": counts[t] for t in ("memorise", "factorise", "nothing")}
     row = next(r for r in report["rows"] if r["pair"] == "user x item")
     assert row["combinations"] == 2 + USERS * ITEMS
     assert row["memorise"] > max(row["factorise"], row["nothing"])

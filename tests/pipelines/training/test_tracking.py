@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ def recorded(world, tmp_path_factory):
             "name": "tiny",
             "workdir": str(folder),
             "model": {"name": "finalmlp", "mlp1": {"hidden": [8]}, "mlp2": {"hidden": [8]}, "heads": 2},
-            "train": {"epochs": 2, "batch_size": 100},
+            "recipe": {"name": "fdo", "options": {"keep": 0.5}},
+            "train": {"epochs": 2, "batch_size": 100, "embedding": {"backend": "dense"}},
         }
     )
     result = train(config, world, run_dir=folder / "runs" / "one", progress=False)
@@ -54,6 +56,17 @@ def test_metrics_an_epoch_and_at_the_end(recorded):
     )
     gate = "gate/inputs.feature_gates.0/mean"
     assert len(client.get_metric_history(result.mlflow_run_id, gate)) == 2
+
+
+def test_what_the_recipe_reports_is_an_artefact_and_its_totals_are_metrics(recorded):
+    _, result, _, client = recorded
+    kept = Path(client.download_artifacts(result.mlflow_run_id, "reports.json")).read_text()
+    assert json.loads(kept) == {"reports": result.reports}
+    metrics = client.get_run(result.mlflow_run_id).data.metrics
+    dims, judged = result.reports
+    assert metrics["fdo/weights_after"] == dims["rows"][-1]["weights after"]
+    for row in judged["rows"]:
+        assert metrics[f"phases/{row['phase']}/ece"] == row["ece"]
 
 
 def test_plots_and_configuration_are_artefacts(recorded):
