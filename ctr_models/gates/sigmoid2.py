@@ -76,17 +76,21 @@ class Sigmoid2Gate(Gate):
             nn.init.zeros_(last.weight)
         self.mlp = nn.Sequential(*layers, last)
 
-    def logits(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return what the sigmoid is taken of, broadcastable to ``x``."""
+    def hidden(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return what the perceptron's last product is taken of, (B or 1, H)."""
         if context is None:
             context = self.learned if self.learned is not None else x.flatten(1)
-        logits = self.mlp(context)
-        return logits.unsqueeze(2) if self.shape.slot == "field" else logits
+        *layers, _ = self.mlp
+        for layer in layers:
+            context = layer(context)
+        return context
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the mask: (B or 1, D) in slot feature, (B or 1, F, 1) in slot field."""
-        return 2 * torch.sigmoid(self.logits(x, context))
+        mask = 2 * torch.sigmoid(self.mlp[-1](self.hidden(x, context)))
+        return mask.unsqueeze(2) if self.shape.slot == "field" else mask
 
     def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``x`` times the mask."""
-        return feature_gate(x, self.logits(x, context))
+        last = self.mlp[-1]
+        return feature_gate(x, self.hidden(x, context), last.weight, last.bias)
