@@ -5,11 +5,15 @@ by name, for tests and benchmarks.
 """
 
 from kernels import dispatch
+from kernels.activated_linear import OPERATOR as _ACTIVATED_LINEAR
+from kernels.activated_linear import activated_linear
 from kernels.bilinear_fusion import bilinear_fusion
 from kernels.feature_gate import feature_gate
 from kernels.gated_cross import OPERATOR as _GATED_CROSS
 from kernels.gated_cross import gated_cross
+from kernels.target_layer import OPERATOR as _TARGET_LAYER
+from kernels.target_layer import target_layer
 
-OPERATORS: dict[str, dispatch.Operator] = {one.name: one for one in (_GATED_CROSS,)}
+OPERATORS: dict[str, dispatch.Operator] = {one.name: one for one in (_ACTIVATED_LINEAR, _GATED_CROSS, _TARGET_LAYER)}
 
-__all__ = ["OPERATORS", "bilinear_fusion", "feature_gate", "gated_cross"]
+__all__ = ["OPERATORS", "activated_linear", "bilinear_fusion", "feature_gate", "gated_cross", "target_layer"]

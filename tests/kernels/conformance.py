@@ -19,6 +19,12 @@ def examples(operator: Operator, dtype: torch.dtype, *, seed: int = 0, **sizes: 
     return operator.workload.make(torch.Generator().manual_seed(seed), "cpu", dtype, **sizes)
 
 
+def jagged(lengths: list[int], width: int, dtype: torch.dtype, *, seed: int = 2) -> tuple[Tensor, Tensor]:
+    """Return values of rows of these lengths, (T, width), and the rows' offsets."""
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    return torch.randn(sum(lengths), width, generator=torch.Generator().manual_seed(seed)).to(dtype), offsets
+
+
 def conforms(operator: Operator, one: Implementation, arguments: tuple[Any, ...], tolerance: float | None = None) -> None:
     """Assert that result and gradients are those of the definition, and the same bits when computed again."""
     floats = [p for p, a in enumerate(arguments) if isinstance(a, Tensor) and a.is_floating_point()]
