@@ -11,9 +11,24 @@ from kernels.bilinear_fusion import bilinear_fusion
 from kernels.feature_gate import feature_gate
 from kernels.gated_cross import OPERATOR as _GATED_CROSS
 from kernels.gated_cross import gated_cross
+from kernels.jagged_pool import OPERATOR as _JAGGED_POOL
+from kernels.jagged_pool import jagged_pool
+from kernels.target_attention import ActivatedLayer, target_attention
 from kernels.target_layer import OPERATOR as _TARGET_LAYER
 from kernels.target_layer import target_layer
 
-OPERATORS: dict[str, dispatch.Operator] = {one.name: one for one in (_ACTIVATED_LINEAR, _GATED_CROSS, _TARGET_LAYER)}
+OPERATORS: dict[str, dispatch.Operator] = {
+    one.name: one for one in (_ACTIVATED_LINEAR, _GATED_CROSS, _JAGGED_POOL, _TARGET_LAYER)
+}
 
-__all__ = ["OPERATORS", "activated_linear", "bilinear_fusion", "feature_gate", "gated_cross", "target_layer"]
+__all__ = [
+    "OPERATORS",
+    "ActivatedLayer",
+    "activated_linear",
+    "bilinear_fusion",
+    "feature_gate",
+    "gated_cross",
+    "jagged_pool",
+    "target_attention",
+    "target_layer",
+]
