@@ -13,12 +13,18 @@ from kernels.gated_cross import OPERATOR as _GATED_CROSS
 from kernels.gated_cross import gated_cross
 from kernels.jagged_pool import OPERATOR as _JAGGED_POOL
 from kernels.jagged_pool import jagged_pool
+from kernels.linear_attention import OPERATOR as _LINEAR_ATTENTION
+from kernels.linear_attention import linear_attention
+from kernels.linear_state import OPERATOR as _LINEAR_STATE
+from kernels.linear_state import linear_state
+from kernels.moments import moments
 from kernels.target_attention import ActivatedLayer, target_attention
 from kernels.target_layer import OPERATOR as _TARGET_LAYER
 from kernels.target_layer import target_layer
 
 OPERATORS: dict[str, dispatch.Operator] = {
-    one.name: one for one in (_ACTIVATED_LINEAR, _GATED_CROSS, _JAGGED_POOL, _TARGET_LAYER)
+    one.name: one
+    for one in (_ACTIVATED_LINEAR, _GATED_CROSS, _JAGGED_POOL, _LINEAR_ATTENTION, _LINEAR_STATE, _TARGET_LAYER)
 }
 
 __all__ = [
@@ -29,6 +35,9 @@ __all__ = [
     "feature_gate",
     "gated_cross",
     "jagged_pool",
+    "linear_attention",
+    "linear_state",
+    "moments",
     "target_attention",
     "target_layer",
 ]

@@ -198,7 +198,9 @@ def _kind(values: Tensor, scores: Tensor) -> torch.dtype:
 def _triton_allows(values: Tensor, scores: Tensor, offsets: Tensor, prior: Tensor | None, softmax: bool) -> bool:
     kinds = (torch.float32, torch.bfloat16, torch.float16)
     fits = values.dim() == 2 and 1 <= values.shape[1] <= 512
-    return fits and values.dtype in kinds and scores.dtype in kinds and (prior is None or prior.dtype == scores.dtype)
+    return (
+        fits and values.dtype in kinds and scores.dtype in kinds and (prior is None or prior.dtype == scores.dtype)
+    )
 
 
 def _cpu_allows(values: Tensor, scores: Tensor, offsets: Tensor, prior: Tensor | None, softmax: bool) -> bool:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from kernels.activated_linear import Activation, activated_linear
 from kernels.jagged import rows_of
 from kernels.jagged_pool import jagged_pool
+from kernels.moments import moments
 from kernels.target_layer import target_layer
 
 
@@ -79,7 +80,7 @@ def target_attention(
     for layer in layers:
         mean, rate = layer.mean, layer.rate
         if layer.activation == "dice" and mean is None:
-            variance, mean = torch.var_mean(s, 0, correction=0)
+            mean, variance = moments(s)
             rate = (variance + eps).rsqrt()
         s = activated_linear(
             s, layer.weight, layer.bias, activation=layer.activation, alpha=layer.alpha, mean=mean, rate=rate,

@@ -25,14 +25,18 @@ def jagged(lengths: list[int], width: int, dtype: torch.dtype, *, seed: int = 2)
     return torch.randn(sum(lengths), width, generator=torch.Generator().manual_seed(seed)).to(dtype), offsets
 
 
-def conforms(operator: Operator, one: Implementation, arguments: tuple[Any, ...], tolerance: float | None = None) -> None:
+def conforms(
+    operator: Operator, one: Implementation, arguments: tuple[Any, ...], tolerance: float | None = None
+) -> None:
     """Assert that result and gradients are those of the definition, and the same bits when computed again."""
     floats = [p for p, a in enumerate(arguments) if isinstance(a, Tensor) and a.is_floating_point()]
     exact = [a.detach().double().requires_grad_() if p in floats else a for p, a in enumerate(arguments)]
     assert one.allows(*arguments), f"{one.name} does not take {arguments[floats[0]].dtype}"
     tolerance = tolerance or TOLERANCE[arguments[floats[0]].dtype]
     expected = operator.reference(*exact)
-    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(arguments[floats[0]].dtype)
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(
+        arguments[floats[0]].dtype
+    )
     slopes = torch.autograd.grad(expected, [exact[p] for p in floats], gradient.double(), allow_unused=True)
 
     result, *kept = one.forward(*arguments)

@@ -34,7 +34,9 @@ def test_it_is_the_equation() -> None:
     torch.testing.assert_close(activated_linear(s, weight, activation="sigmoid"), s.sigmoid() @ weight.T)
 
 
-@pytest.mark.parametrize("name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)])
+@pytest.mark.parametrize(
+    "name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
+)
 @given(**SHAPES)
 @example(rows=4097, size=3, outputs=1, activation="dice", biased=True)
 @example(rows=33, size=5, outputs=2, activation="sigmoid", biased=False)

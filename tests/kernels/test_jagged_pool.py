@@ -27,7 +27,9 @@ def test_it_is_the_equation(softmax) -> None:
     torch.testing.assert_close(jagged_pool(values, scores, offsets, prior, softmax=softmax), expected)
 
 
-@pytest.mark.parametrize("name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)])
+@pytest.mark.parametrize(
+    "name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
+)
 @given(lengths=LENGTHS, width=st.integers(1, 40), softmax=st.booleans(), prior=st.booleans())
 @example(lengths=[], width=3, softmax=True, prior=False)
 @example(lengths=[0, 0], width=3, softmax=True, prior=True)

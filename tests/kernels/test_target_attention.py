@@ -14,7 +14,11 @@ def inputs(kind: str, prior: bool) -> list[Tensor | None]:
     """Behaviours, candidates, prior, then weight, bias and alpha of each layer."""
     torch.manual_seed(0)
     sizes = (*HIDDEN, 1)
-    drawn = [torch.randn(sum(LENGTHS), D), torch.randn(len(LENGTHS), D), torch.randn(sum(LENGTHS)) if prior else None]
+    drawn = [
+        torch.randn(sum(LENGTHS), D),
+        torch.randn(len(LENGTHS), D),
+        torch.randn(sum(LENGTHS)) if prior else None,
+    ]
     drawn += [torch.randn(sizes[0], 4 * D) / 4, torch.randn(sizes[0])]
     for inner, outer in zip(sizes, sizes[1:], strict=False):
         drawn += [torch.randn(outer, inner) / inner**0.5, torch.randn(outer), torch.randn(inner)]
@@ -39,7 +43,9 @@ def call(function, kind: str, drawn: list[Tensor | None], trained: bool, **optio
 @pytest.mark.parametrize("kind, trained", [("dice", True), ("dice", False), ("sigmoid", True), ("relu", True)])
 def test_it_is_the_padded_network_with_the_same_gradients(kind, trained, softmax, prior) -> None:
     drawn = inputs(kind, prior)
-    wanted = [v for place, v in enumerate(drawn) if v is not None and (kind == "dice" or place < 5 or place % 3 != 1)]
+    wanted = [
+        v for place, v in enumerate(drawn) if v is not None and (kind == "dice" or place < 5 or place % 3 != 1)
+    ]
     weight = torch.randn(len(LENGTHS), D, dtype=torch.float64)
     expected = call(padded, kind, drawn, trained, longest=9, softmax=softmax)
     slopes = torch.autograd.grad((expected * weight).sum(), wanted)
@@ -53,3 +59,13 @@ def test_the_definitions_give_the_same() -> None:
     drawn = inputs("dice", True)
     fused = call(target_attention, "dice", drawn, True)
     torch.testing.assert_close(call(target_attention, "dice", drawn, True, fused=False), fused)
+
+
+def test_no_behaviour_at_all() -> None:
+    query, weight, alpha = (torch.ones(*shape, requires_grad=True) for shape in ((3, D), (1, 4 * D), (1,)))
+    layer = ActivatedLayer(torch.ones(1, 1), None, "dice", alpha)
+    nothing = torch.empty(0, D), torch.zeros(4, dtype=torch.int64)
+    pooled = target_attention(*nothing, query, (weight, torch.zeros(1)), [layer], softmax=True)
+    assert torch.equal(pooled, torch.zeros(3, D))
+    slopes = torch.autograd.grad(pooled.sum(), (query, weight, alpha))
+    assert all(not slope.any() for slope in slopes)

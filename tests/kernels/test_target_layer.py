@@ -15,7 +15,9 @@ LENGTHS = st.lists(st.sampled_from([0, 0, 1, 2, 3, 33, 70]), max_size=7)
 
 
 def arguments(dtype: torch.dtype, lengths: list[int], width: int, hidden: int):
-    values, _, query, weight, bias = examples(OPERATOR, dtype, rows=max(len(lengths), 1), width=width, hidden=hidden)
+    values, _, query, weight, bias = examples(
+        OPERATOR, dtype, rows=max(len(lengths), 1), width=width, hidden=hidden
+    )
     return *jagged(lengths, width, dtype), query[: len(lengths)], weight, bias
 
 
@@ -26,7 +28,9 @@ def test_it_is_the_layer_on_the_concatenation() -> None:
     torch.testing.assert_close(target_layer(values, offsets, query, weight, bias), expected)
 
 
-@pytest.mark.parametrize("name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)])
+@pytest.mark.parametrize(
+    "name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
+)
 @given(lengths=LENGTHS, width=st.integers(1, 40), hidden=st.integers(1, 90))
 @example(lengths=[], width=3, hidden=4)
 @example(lengths=[0, 0], width=3, hidden=4)
