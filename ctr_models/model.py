@@ -33,6 +33,8 @@ class ModelConfig(BaseModel):
 
     embedding_std: float = 1e-4
     """Standard deviation of the initial embeddings."""
+    kernels: bool = True
+    """Whether fast operators may take the place of their plain definitions."""
 
 
 class ModelSpec(BaseModel):
@@ -101,6 +103,9 @@ class ModelSpec(BaseModel):
     def build(self, schema: Schema) -> CTRModel:
         """Make the model for these inputs."""
         model = MODELS[self.name](self.config(), schema, self.all_gates)
+        for module in model.modules():
+            if hasattr(module, "fused"):
+                module.fused = model.config.kernels  # type: ignore[assignment]
         gate = self.gates.get(SELECTION)
         if gate is not None and gate.name != "none":
             model.select(SearchedSelection(schema, gate))
@@ -202,6 +207,7 @@ class CTRModel(nn.Module):
             if isinstance(gate, Gate):
                 # A fused ``gated`` never makes the mask; for one pass the plain one, by way of it, takes its place.
                 gate.gated = partial(Gate.gated, gate)  # type: ignore[method-assign]
+                gate.cross = partial(Gate.cross, gate)  # type: ignore[method-assign]
                 for hook in HOOKS:
                     if getattr(type(gate), hook) is not getattr(Gate, hook):
                         setattr(gate, hook, partial(_told, seen, path, gate, getattr(gate, hook)))
@@ -215,7 +221,7 @@ class CTRModel(nn.Module):
             for handle in handles:
                 handle.remove()
             for gate in self.gates():
-                for method in ("gated", *HOOKS):
+                for method in ("gated", "cross", *HOOKS):
                     gate.__dict__.pop(method, None)
         return seen
 

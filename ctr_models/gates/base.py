@@ -136,6 +136,8 @@ class Gate(nn.Module):
     contract suite holds it to that, with multi-query associative recall."""
     source: ClassVar[str] = ""
     """The paper, as an arXiv id or a title."""
+    fused: bool = True
+    """Whether fast operators may run; ``model.kernels`` of the model sets it."""
 
     def __init__(self, config: GateConfig, shape: GateShape) -> None:
         super().__init__()
@@ -169,6 +171,16 @@ class Gate(nn.Module):
     def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``x`` times the mask, shape of ``x``."""
         return x * self(x, context)
+
+    def cross(self, c0: Tensor, c: Tensor, layer: nn.Linear) -> Tensor:
+        """Slot ``cross``: return a whole cross layer, c0 * gated(W c + b) + c; a fused kernel may override it.
+
+        Args:
+            c0: input of the network, (B, D).
+            c: input of the layer, (B, D).
+            layer: W and b.
+        """
+        return torch.addcmul(c, c0, self.gated(layer(c), c))
 
     def attend(self, scores: Tensor, query: Tensor) -> Tensor:
         """Slot ``attention``: return the attention weights, softmax by default.

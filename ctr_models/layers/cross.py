@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from ctr_models.gates.base import Gate, GateShape, GateSpec
 from ctr_models.layers.mlp import linear
-from kernels import gated_cross
 
 
 class CrossNetwork(nn.Module):
@@ -49,7 +48,7 @@ class CrossNetwork(nn.Module):
     def layer(self, depth: int, c0: Tensor, c: Tensor) -> Tensor:
         """Return the output of one layer, (B, D)."""
         gate: Gate = self.gates[depth]  # type: ignore[assignment]
-        return gated_cross(c0, gate.gated(self.crossed(depth, c), c), c)
+        return gate.cross(c0, c, self.linears[depth])  # type: ignore[arg-type]
 
     def forward(self, c0: Tensor) -> Tensor:
         """Map (B, D) to (B, D)."""
@@ -100,4 +99,5 @@ class VectorCrossNetwork(CrossNetwork):
 
     def layer(self, depth: int, c0: Tensor, c: Tensor) -> Tensor:
         """Return the output of one layer, (B, D)."""
-        return super().layer(depth, c0, c) + self.biases[depth]
+        gate: Gate = self.gates[depth]  # type: ignore[assignment]
+        return torch.addcmul(c, c0, gate.gated(self.crossed(depth, c), c)) + self.biases[depth]

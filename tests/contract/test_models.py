@@ -74,6 +74,24 @@ def test_a_batch_gives_a_logit_a_row(name: str, schema: Schema) -> None:
 
 @every_model
 @every_schema
+def test_kernels_compute_what_their_definitions_do(name: str, schema: Schema) -> None:
+    batch = example_batch(schema, rows=33)
+    results = []
+    for kernels in (True, False):
+        model = make(name, schema, kernels=kernels)
+        model.train(False)
+        loss, logits = model.loss(batch)
+        loss.backward()
+        results.append((logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    (fast, slopes), (plain, expected) = results
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    assert slopes.keys() == expected.keys()
+    for path, slope in slopes.items():
+        torch.testing.assert_close(slope, expected[path], rtol=1e-4, atol=1e-5, msg=lambda m, p=path: f"{p}: {m}")
+
+
+@every_model
+@every_schema
 def test_gradients_reach_every_parameter(name: str, schema: Schema) -> None:
     model = make(name, schema)
     loss, logits = model.loss(example_batch(schema, rows=64))
