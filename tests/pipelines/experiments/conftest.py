@@ -77,6 +77,7 @@ def trained(monkeypatch) -> list[RunConfig]:
             user=data.table["__user__"].to_numpy(),
             label=data.table["__label__"].to_numpy(),
             probability=1 / (1 + np.exp(-(np.log(truth / (1 - truth)) + noise))),
+            tasks={},
         )
 
     monkeypatch.setattr("pipelines.training.trainer.train", train)
