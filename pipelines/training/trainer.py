@@ -123,8 +123,8 @@ def _finish(
     context: Context, given: EncodedData, trained: dict[str, Any], model: CTRModel, tracker: Any, me: Ranks
 ) -> TrainResult:
     reports = [output["report"] for output in context.outputs.values() if "report" in output]
-    judged = judged_phases(context.outputs)
-    reports += [judged] if judged else []
+    phases = judged_phases(context.outputs)
+    reports += [phases] if phases else []
     best = next(r for r in trained["history"] if r["epoch"] == trained["best_epoch"])
     metrics = {name: value for name, value in best.items() if name.startswith("valid_")}
     if me.first:
