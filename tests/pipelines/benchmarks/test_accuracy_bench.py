@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
-import polars as pl
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -11,7 +9,6 @@ from typer.testing import CliRunner
 from ctr_models.errors import ConfigError, DataError
 from pipelines.benchmarks import accuracy_bench
 from pipelines.config import load_config
-from pipelines.datasets.frappe import FIELDS
 
 SETTINGS = """
 seed: 7
@@ -20,21 +17,6 @@ model: {name: dnn, mlp: {hidden: [4]}}
 train: {epochs: 2, batch_size: 256, threads: 1, embedding: {backend: dense}}
 """
 SHIPPED = sorted(accuracy_bench.PUBLISHED.glob("*/*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def frappe(tmp_path_factory):
-    """Files in the layout of Frappe_x1 with made-up rows."""
-    folder = tmp_path_factory.mktemp("frappe")
-    rng = np.random.default_rng(0)
-    for part, rows in (("train", 1200), ("valid", 400), ("test", 400)):
-        ids = {name: rng.integers(0, 12, rows) for name in FIELDS}
-        chance = 1 / (1 + np.exp(-(ids["user"] - ids["item"]) / 3))
-        columns = {name: ids[name].astype(str) for name in FIELDS}
-        pl.DataFrame({"label": (rng.random(rows) < chance).astype(np.int8), **columns}).write_parquet(
-            folder / f"{part}.parquet"
-        )
-    return folder
 
 
 @pytest.fixture
