@@ -29,6 +29,17 @@ def test_a_name_taken_is_refused() -> None:
         things.register("a")(type("Second", (), {}))
 
 
+def test_a_class_of_the_same_name_elsewhere_takes_no_name_away() -> None:
+    things: Registry[type] = Registry("thing", group="sluice.nothing")
+    first, second = (type("Thing", (), {"__module__": module}) for module in ("here", "there"))
+    things.register("a")(first)
+    with pytest.raises(ConfigError, match=r"registered twice, by here.Thing and there.Thing. choose another name"):
+        things.register("a")(second)
+    assert things["a"] is first
+    again = type("Thing", (), {"__module__": "here"})
+    assert things.register("a")(again) is things["a"] is again
+
+
 @pytest.mark.parametrize("path", ["no.such.module", "ctr_models.schema.Schemer"])
 def test_a_path_that_leads_nowhere_is_explained(path: str) -> None:
     with pytest.raises(ConfigError, match=f"can't import thing '{path}'"):
