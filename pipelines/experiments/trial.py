@@ -16,7 +16,6 @@ from pipelines.features.files import atomic_directory, sha256_file
 
 if TYPE_CHECKING:
     from pipelines.features.prepare import EncodedData
-    from pipelines.training.predict import Predictions
 
 RESULT, PREDICTIONS = "result.json", "test.parquet"
 
@@ -109,13 +108,17 @@ def identity(config: RunConfig, data: EncodedData) -> str:
 
 
 def _train(config: RunConfig, data: EncodedData, own: Path, progress: bool) -> None:
-    from pipelines.evaluation.ranking import Rankings
-    from pipelines.training.trainer import judge_test, train
+    from pipelines.training.predict import predict
+    from pipelines.training.trainer import train
 
     run_dir = own / "training"
     trained = train(config, data, run_dir=run_dir, resume=run_dir.exists(), progress=progress)
-    test = judge_test(config, trained.model, trained.data)
-    frame = pl.DataFrame(test.columns()) if isinstance(test, Rankings) else _rows(test)
+    test = predict(trained.model, trained.data, "test", batch_size=config.train.eval_batch_size)
+    columns = {"row": test.row, "user": test.user, "label": test.label, "probability": test.probability}
+    frame = pl.DataFrame(columns)
+    for task, found in test.tasks.items():
+        of_task = {"row": found.row, f"label_{task}": found.label, f"probability_{task}": found.probability}
+        frame = frame.join(pl.DataFrame(of_task), on="row", how="left", maintain_order="left")
     with atomic_directory(own / "finished") as aside:
         frame.write_parquet(aside / PREDICTIONS)
         result = {
@@ -126,12 +129,3 @@ def _train(config: RunConfig, data: EncodedData, own: Path, progress: bool) -> N
             "sha256": sha256_file(aside / PREDICTIONS),
         }
         (aside / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
-
-
-def _rows(test: Predictions) -> pl.DataFrame:
-    columns = {"row": test.row, "user": test.user, "label": test.label, "probability": test.probability}
-    frame = pl.DataFrame(columns)
-    for task, found in test.tasks.items():
-        of_task = {"row": found.row, f"label_{task}": found.label, f"probability_{task}": found.probability}
-        frame = frame.join(pl.DataFrame(of_task), on="row", how="left", maintain_order="left")
-    return frame
