@@ -357,8 +357,8 @@ def differences(
 def summary(study: Study, frame: pl.DataFrame, found: Sequence[Difference]) -> pl.DataFrame:
     """Return one row for each cell: means over its seeds, what it costs beside its control, and the verdict.
 
-    Speeds are the best of the seeds. ``chosen`` is the cell with the highest mean AUC on the valid rows, of all that
-    are trained with all seeds: a choice among many is made where no result is read.
+    Speeds are the best of the seeds. ``chosen`` is the cell with the highest mean AUC on the valid rows, of those
+    that are trained with all seeds: a choice among many is made where no result is read.
 
     Args:
         study: of one model.
