@@ -40,11 +40,13 @@ class Part:
         arms: by name, the configuration without its seed.
         measure: what a training has found; the same figures for every training of an arm.
         paired: figures whose difference to the first arm, seed by seed, is reported too.
+        shown: figures that stand in the table too; all of them by default.
     """
 
     arms: Mapping[str, Tree]
     measure: Callable[[RunConfig, EncodedData, TrainResult], Figures]
     paired: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
 
     def config(self, arm: str, seed: int, rows: int | None) -> RunConfig:
         """Return the configuration of one training: world and training have the same seed."""
@@ -182,7 +184,11 @@ PARTS: dict[str, Part] = {
         },
         _values,
     ),
-    "orders": Part({f"order_{order}": _orders_arm(order) for order in ORDERS}, _orders),
+    "orders": Part(
+        {f"order_{order}": _orders_arm(order) for order in ORDERS},
+        _orders,
+        shown=("auc", "best_possible_auc", "told", "opening", "absent", "fields_gate"),
+    ),
     "experts": Part(
         {
             "attention_weighted": _populations_arm("history", {"name": "attention_weighted"}, hidden=4),

@@ -45,7 +45,7 @@ def test_the_whole_command_on_small_worlds(tiny, tmp_path):
     told = json.loads(result.stdout)
     figures = told["figures"]
     assert 0 <= figures["optfs_false_drops"] <= 1
-    assert 0 <= figures["experts_nmi"] <= 1
+    assert 0 <= figures["experts_nmi_attention_weighted"] <= 1
     assert 0 <= figures["experts_nmi_features_softmax"] <= 1
     assert figures["told_orders"] in (0, 1)
     gain = figures["shortcuts_auc_disagrees_field_mixer"] - figures["shortcuts_auc_disagrees_none"]
