@@ -75,7 +75,7 @@ def cells_of(spec: ModelSpec, slots: Collection[str] = (), gates: Collection[str
     Args:
         spec: the model and the gates that stand in the other slots.
         slots: only these; all of the model's own by default, which leaves out ``selection``.
-        gates: only these, and the controls; all by default.
+        gates: only these, by name or dotted path, and the controls; all that are registered by default.
 
     Example:
         >>> [c.label for c in cells_of(ModelSpec(name="gdcn"), slots=["cross"])]
@@ -86,7 +86,7 @@ def cells_of(spec: ModelSpec, slots: Collection[str] = (), gates: Collection[str
         if slots and slot not in slots:
             continue
         control = own[slot].name if slot in WEIGHING else "none"
-        fitting = [n for n in GATES if slot in GATES[n].slots and n != control and (not gates or n in gates)]
+        fitting = [n for n in gates or GATES if slot in GATES[n].slots and n != control]
         for name in [control, *fitting] if fitting else []:
             gate = own[slot] if own[slot].name == name else GateSpec(name=name)
             whole = {s: g for s, g in sorted({**own, slot: gate}.items())}

@@ -92,7 +92,7 @@ def test_a_gate_that_the_model_refuses_is_shown(given, monkeypatch):
         return whole(config, data, **options)
 
     monkeypatch.setattr(trainer, "train", refuses)
-    result = bench(*given, "--gates", "sigmoid", "--seeds", 1, "--at-most", "failed=0")
+    result = bench(*given, "--gates", "ctr_models.gates.sigmoid.SigmoidGate", "--seeds", 1, "--at-most", "failed=0")
     assert result.exit_code == 1
     assert "gdcn, cross: sigmoid, seed 7: failed: ConfigError: model.gates.cross: does not fit" in result.stderr
     assert "failed: ConfigError" in result.stdout
@@ -103,7 +103,7 @@ def test_a_gate_that_the_model_refuses_is_shown(given, monkeypatch):
     [
         (["--models", "gdnc"], "--models: no 'gdnc'. did you mean 'gdcn'?"),
         (["--slots", "cros"], "--slots: no 'cros'. did you mean 'cross'?"),
-        (["--gates", "sigmod"], "--gates: no 'sigmod'. did you mean 'sigmoid'?"),
+        (["--gates", "sigmod"], "--gates: unknown gate 'sigmod'. did you mean 'sigmoid'?"),
         (["--slots", "expert"], "--slots, --gates: no gate fits these slots"),
         (["--part", "3/2"], "--part: '3/2' is no part"),
         (["--part", "one"], "--part: 'one' is no part"),
