@@ -80,7 +80,7 @@ def report(trials: dict[str, list[Trial]], seeds: int) -> BenchReport:
     users = trials[CONTROL][0].test["user"].to_numpy()
     for metric in METRICS:
         arms = {model: np.stack([one[metric] for one in own]) for model, own in values.items()}  # (S, N)
-        (own,) = compare_means(arms, users, control=CONTROL, metric=metric)
+        (gain,) = compare_means(arms, users, control=CONTROL, metric=metric)
         cells: list[object] = []
         for model in (CONTROL, CHALLENGER):
             means = arms[model].mean(1)
@@ -90,14 +90,14 @@ def report(trials: dict[str, list[Trial]], seeds: int) -> BenchReport:
         found.row(
             metric.upper().replace("_", "@"),
             *cells,
-            f"{own.value:+.5f}",
-            f"{own.low:+.5f} to {own.high:+.5f}",
-            own.verdict,
+            f"{gain.value:+.5f}",
+            f"{gain.low:+.5f} to {gain.high:+.5f}",
+            gain.verdict,
         )
         found.figures |= {
-            f"{metric}_difference": own.value,
-            f"{metric}_low": own.low,
-            f"{metric}_high": own.high,
+            f"{metric}_difference": gain.value,
+            f"{metric}_low": gain.low,
+            f"{metric}_high": gain.high,
         }
     for model, own in trials.items():
         epochs = [max(t.history, key=lambda record: record["valid_ndcg_10"])["epoch"] for t in own]
