@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,23 +39,23 @@ class TransitionDistillation(nn.Module):
 
     def __init__(
         self,
-        starts: np.ndarray,
-        successors: np.ndarray,
-        counts: np.ndarray,
+        starts: npt.ArrayLike,
+        successors: npt.ArrayLike,
+        counts: npt.ArrayLike,
         *,
         temperature: float,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        starts, counts = np.asarray(starts, dtype=np.int64), np.asarray(counts, dtype=np.float64)
-        lengths = np.diff(starts)
+        begins, often = np.asarray(starts, dtype=np.int64), np.asarray(counts, dtype=np.float64)
+        lengths = np.diff(begins)
         size, some = len(lengths), lengths > 0
         rows = np.repeat(np.arange(size), lengths)
         most = np.ones(size)
         if some.any():
-            most[some] = np.maximum.reduceat(counts, starts[:-1][some])
+            most[some] = np.maximum.reduceat(often, begins[:-1][some])
         # All divided by exp(1 / t), the largest there is: nothing overflows.
-        weight = np.exp((counts / most[rows] - 1) / temperature)
+        weight = np.exp((often / most[rows] - 1) / temperature)
         zero = np.exp(-1 / temperature)
         total = np.where(some, np.bincount(rows, weights=weight, minlength=size) + zero * (size - lengths), 1.0)
         self.temperature, self.dropout = temperature, dropout
@@ -62,7 +63,7 @@ class TransitionDistillation(nn.Module):
         self.successors: Tensor
         self.excess: Tensor
         self.floor: Tensor
-        self.register_buffer("starts", torch.from_numpy(starts), persistent=False)
+        self.register_buffer("starts", torch.from_numpy(begins), persistent=False)
         self.register_buffer(
             "successors", torch.from_numpy(np.asarray(successors, dtype=np.int64)), persistent=False
         )
