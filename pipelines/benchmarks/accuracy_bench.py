@@ -119,6 +119,10 @@ def main(
             f"parameters_{model}": float(trials[0].parameters),
             f"rows_per_second_{model}": speed,
         }
+        for key in trials[0].totals:
+            mean = float(np.mean([t.totals[key] for t in trials]))
+            report.figures[f"{key.replace('/', '_')}_{model}"] = mean
+            report.note(f"{model}: {key} {mean:.5g}, mean of the seeds")
     report.note("epoch chosen on the valid rows; test rows read once, with that epoch's weights")
     if control:
         _compare(report, finished, control, encoded, within or [])

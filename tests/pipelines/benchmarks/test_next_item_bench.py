@@ -67,7 +67,7 @@ def test_the_difference_is_that_of_the_same_users() -> None:
     def trial(ranks: np.ndarray) -> Trial:
         test = pl.DataFrame({"row": range(400), "user": range(400), "rank": ranks})
         history = [{"epoch": 1, "valid_ndcg_10": 0.1, "evaluation_seconds": 1.0, "rows_per_second": 400.0}]
-        return Trial(test, {}, history, 400.0, 10, True)
+        return Trial(test, {}, history, 400.0, 10, {}, True)
 
     ranks = [rng.integers(2, 10, 400) for _ in range(2)]
     trials = {"sasrec": [trial(r) for r in ranks], "mqsa_ted": [trial(r - 1) for r in ranks]}

@@ -239,7 +239,7 @@ def test_telemetry_is_of_the_weights_that_were_kept():
         {"best": True, "gate/a/mean": 0.3, "gate/b/mean": 0.4},
         {"best": False, "gate/a/mean": 0.5, "gate/b/mean": 0.6},
     ]
-    trial = Trial(pl.DataFrame(), {}, history, 1.0, 1, fresh=False)
+    trial = Trial(pl.DataFrame(), {}, history, 1.0, 1, {}, fresh=False)
     assert telemetry_of(trial, {"a": "field", "b": "cross"}, "cross") == {"b": {"mean": 0.4}}
 
 
