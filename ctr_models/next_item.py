@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ctr_models.batch import Batch
 from ctr_models.embeddings import FeatureEmbedding
@@ -14,6 +15,7 @@ from ctr_models.errors import ConfigError, nearest
 from ctr_models.gates.base import GateSpec
 from ctr_models.layers.linear_term import LinearTerm
 from ctr_models.layers.sequence_encoder import EncoderConfig, SASRecEncoderConfig, SequenceEncoder
+from ctr_models.layers.transitions import TransitionDistillation
 from ctr_models.model import CTRModel, ModelConfig
 from ctr_models.schema import IdField, Schema
 
@@ -45,10 +47,6 @@ class Positions(NamedTuple):
     items: Tensor
 
 
-Objective = Callable[["NextItemModel", Batch], Tensor]
-"""Another loss than the cross-entropy of a click."""
-
-
 class NextItemModel(CTRModel):
     """logit = <u, e_item> + w(x): the encoded history u on the item's vector, plus a linear term of all fields.
 
@@ -64,8 +62,8 @@ class NextItemModel(CTRModel):
 
     def __init__(self, config: NextItemConfig, schema: Schema, gates: Mapping[str, GateSpec]) -> None:
         super().__init__(config, schema, gates)
-        self.objective: Objective | None = None
-        """Set by a recipe that trains for something else than clicks."""
+        self.objective: NextItemLoss | None = None
+        """Set by recipe ``next_item``, which does not train for clicks."""
         self.linear = LinearTerm(schema, std=config.embedding_std) if config.linear else None
         history = _history_of(schema, config.history)
         if history is None:
@@ -132,6 +130,28 @@ class NextItemModel(CTRModel):
         known = torch.nonzero(seen & (target >= FIRST_ITEM)).squeeze(1)
         real = ids[seen & (ids >= FIRST_ITEM)]
         return Positions(encoded[known], target[known] - FIRST_ITEM, real.unique() - FIRST_ITEM)
+
+
+class NextItemLoss(nn.Module):
+    """Mean cross-entropy of the item that came next, by softmax over all real items, plus the distillation.
+
+    Args:
+        distillation: of transition counts, or None.
+        weight: of the distillation.
+
+    Source: arXiv 2311.01056.
+    """
+
+    def __init__(self, distillation: TransitionDistillation | None = None, weight: float = 0.1) -> None:
+        super().__init__()
+        self.distillation, self.weight = distillation, weight
+
+    def forward(self, model: NextItemModel, batch: Batch) -> Tensor:
+        """Return the loss, a scalar; its largest tensor is (places, items)."""
+        encoded, target, given = model.positions(batch)
+        items = model.items()
+        loss = F.cross_entropy(encoded @ items.T, target, reduction="sum") / max(1, len(target))
+        return loss if self.distillation is None else loss + self.weight * self.distillation(items, given)
 
 
 def _history_of(schema: Schema, name: str | None) -> IdField | None:

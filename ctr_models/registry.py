@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
@@ -42,8 +43,11 @@ class Registry(Generic[T]):
 
         def decorate(cls: T) -> T:
             taken = self._classes.get(name)
-            if taken is not None and taken.__qualname__ != cls.__qualname__:
-                raise ConfigError(f"{self.what} {name!r} is registered twice", remedy="choose another name")
+            if taken is not None and _origin(taken) != _origin(cls):  # a file that is read anew may say it again
+                raise ConfigError(
+                    f"{self.what} {name!r} is registered twice, by {_path(taken)} and {_path(cls)}",
+                    remedy="choose another name",
+                )
             cls.name = name  # type: ignore[attr-defined]
             self._classes[name] = cls
             return cls
@@ -85,3 +89,13 @@ class Registry(Generic[T]):
         if not (isinstance(found, type) and issubclass(found, self.base)):
             raise ConfigError(f"{path!r} is no {self.what}", remedy=f"derive a class from {self.base.__name__}")
         return found  # type: ignore[return-value]
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _origin(cls: type) -> tuple[str, str]:
+    """Return the file and the name of a class: a file may be imported under several names."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return file or cls.__module__, cls.__qualname__

@@ -83,9 +83,17 @@ class AttentionWeightedGate(Gate):
             return alone
         lengths = offsets.diff()
         rows = torch.repeat_interleave(lengths, output_size=values.shape[0])
-        met = self.of_behaviour(values) + self.of_both(values * query[rows]) + self.of_query(query)[rows]
-        of_a, of_z = self.activation(met).chunk(2, dim=1)  # (T, hidden) each
-        votes = self.activation_unit(of_a) * self.gate_unit(of_z)  # (T, K)
+        votes = self._votes(values, rows, query)
         votes = votes.to(torch.promote_types(votes.dtype, torch.float32))  # long sums lose bits in bfloat16
         sums = votes.new_zeros(alone.shape).index_add(0, rows, votes)
         return torch.where((lengths > 0).unsqueeze(1), (sums + self.bias).to(alone.dtype), alone)
+
+    def attention(self, values: Tensor, offsets: Tensor, query: Tensor) -> Tensor:
+        """Return how far each behaviour moves the weights, |a_j z_j|, (T,)."""
+        rows = torch.repeat_interleave(offsets.diff(), output_size=values.shape[0])
+        return self._votes(values, rows, query).norm(dim=1)
+
+    def _votes(self, values: Tensor, rows: Tensor, query: Tensor) -> Tensor:
+        met = self.of_behaviour(values) + self.of_both(values * query[rows]) + self.of_query(query)[rows]
+        of_a, of_z = self.activation(met).chunk(2, dim=1)  # (T, hidden) each
+        return self.activation_unit(of_a) * self.gate_unit(of_z)  # (T, K)

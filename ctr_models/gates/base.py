@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from ctr_models.errors import ConfigError, explain
+from ctr_models.jagged import rows_of
 from ctr_models.registry import Registry
 
 Slot = Literal[
@@ -207,7 +208,7 @@ class Gate(nn.Module):
             (B, D); zeros for an empty history.
         """
         weighted = values * scores.unsqueeze(1)
-        rows = torch.repeat_interleave(offsets.diff(), output_size=values.shape[0])
+        rows = rows_of(offsets, values.shape[0])
         return weighted.new_zeros(offsets.numel() - 1, values.shape[1]).index_add(0, rows, weighted)
 
     def mixture(self, x: Tensor, values: Tensor, offsets: Tensor, query: Tensor) -> Tensor:

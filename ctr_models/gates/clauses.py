@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeGuard
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ctr_models.errors import ConfigError
-from ctr_models.gates.base import GATES, SLOTS, GateConfig, GateSpec
+from ctr_models.gates.base import GATES, SLOTS, Gate, GateConfig, GateSpec
 from ctr_models.gates.probe import MASKED, WEIGHING, Case, Sizes, Use, cases, dynamic, inputs, row
-from ctr_models.gates.recall import recall_of
 from ctr_models.gates.selection import SelectionGate
 
 
@@ -46,7 +45,7 @@ class Check:
 CHECKS: list[Check] = []
 
 
-def _check(
+def clause(
     name: str,
     remedy: str,
     *,
@@ -60,82 +59,88 @@ def _check(
     return decorate
 
 
-def _fail(message: str) -> NoReturn:
+def fail(message: str) -> NoReturn:
     raise AssertionError(message)
 
 
-def _expect(condition: bool | Tensor, message: str) -> None:
+def expect(condition: bool | Tensor, message: str) -> None:
     if not condition:
-        _fail(message)
+        fail(message)
 
 
-def _same(found: Tensor, expected: Tensor, what: str, *, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+def same(found: Tensor, expected: Tensor, what: str, *, rtol: float = 1e-5, atol: float = 1e-6) -> None:
     torch.testing.assert_close(found, expected, rtol=rtol, atol=atol, msg=lambda text: f"{what}. {text}")
 
 
 def _loss(use: Use, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
     torch.manual_seed(3)
-    loss = (out * torch.randn(out.shape, dtype=out.dtype)).float().sum() + use.gate.penalty()
-    if isinstance(use.gate, SelectionGate) and use.gate.shape.slot == "selection":
+    price = use.gate.penalty()
+    expect(price.shape == (), f"a penalty of shape {tuple(price.shape)}, which is no scalar")
+    loss = (out * torch.randn(out.shape, dtype=out.dtype)).float().sum() + price
+    if selects(use.gate):
         loss = loss + use.gate.value_penalty(given[1])
     return loss
 
 
-@_check(
+def selects(gate: Gate) -> TypeGuard[SelectionGate]:
+    return isinstance(gate, SelectionGate) and gate.shape.slot == "selection"
+
+
+@clause(
     "declared", "set slots to a frozenset of slot names, Config to a class derived from GateConfig", scope="gate"
 )
 def is_declared(name: str) -> None:
     """The class says where it fits and what its settings are."""
     gate = GATES[name]
-    _expect(isinstance(gate.slots, Set), f"slots is {gate.slots!r}, which is no set")
-    _expect(bool(gate.slots), "it lists no slot")
+    expect(isinstance(gate.slots, Set), f"slots is {gate.slots!r}, which is no set")
+    expect(bool(gate.slots), "it lists no slot")
     unknown = sorted(gate.slots - set(SLOTS))
-    _expect(not unknown, f"there are no slots {unknown}; there are {list(SLOTS)}")
-    _expect(issubclass(gate.Config, GateConfig), f"its Config, {gate.Config}, does not derive from GateConfig")
-    _expect(gate.floor <= 1 <= gate.bound, f"its range [{gate.floor}, {gate.bound}] leaves 1, the identity, out")
+    expect(not unknown, f"there are no slots {unknown}; there are {list(SLOTS)}")
+    expect(issubclass(gate.Config, GateConfig), f"its Config, {gate.Config}, does not derive from GateConfig")
+    expect(gate.floor <= 1 <= gate.bound, f"its range [{gate.floor}, {gate.bound}] leaves 1, the identity, out")
 
 
-@_check("options", "let Config derive from GateConfig and keep its model_config", scope="gate")
+@clause("options", "let Config derive from GateConfig and keep its model_config", scope="gate")
 def refuses_unknown_options(name: str) -> None:
     """An option that it does not have is an error that names the nearest."""
     try:
         GateSpec.parse({"name": name, "strat": "paper"})
     except ConfigError as error:
-        _expect("'start'" in str(error), f"the error for option 'strat' does not name 'start': {error}")
+        expect("'start'" in str(error), f"the error for option 'strat' does not name 'start': {error}")
     else:
-        _fail("it accepts an option 'strat', which is 'start' misspelt")
+        fail("it accepts an option 'strat', which is 'start' misspelt")
 
 
-@_check("hash", "keep settings in the fields of Config, where the hash sees them", scope="gate")
+@clause("hash", "keep settings in the fields of Config, where the hash sees them", scope="gate")
 def tells_settings_apart(name: str) -> None:
     """The hash depends on the settings, not on whether defaults are written out."""
     default = GATES[name].Config.model_fields["start"].default
     plain, written = GateSpec(name=name), GateSpec.parse({"name": name, "start": default})
-    _expect(plain.hash == written.hash, "a default written out changes the hash")
+    expect(plain.hash == written.hash, "a default written out changes the hash")
     if default != "identity" and cases(name) and cases(name)[0].claims_identity:
         other = GateSpec.parse({"name": name, "start": "identity"}).hash
-        _expect(plain.hash != other, "start: identity has the hash of start: paper")
+        expect(plain.hash != other, "start: identity has the hash of start: paper")
 
 
-@_check("other slots", "list the slot in slots, or leave GateSpec.build as it is", scope="gate")
+@clause("other slots", "list the slot in slots, or leave GateSpec.build as it is", scope="gate")
 def refuses_other_slots(name: str) -> None:
     """A slot that it does not list is refused."""
     for slot in set(SLOTS) - GATES[name].slots:
         try:
             Case(name, slot, False).gate()
         except ConfigError as error:
-            _expect(slot in str(error), f"the error for slot {slot!r} does not name it: {error}")
+            expect(slot in str(error), f"the error for slot {slot!r} does not name it: {error}")
         else:
-            _fail(f"it can be built for slot {slot!r}, which it does not list")
+            fail(f"it can be built for slot {slot!r}, which it does not list")
 
 
-@_check("built", "take (config, shape) in __init__, pass both to super().__init__, and give every option a default")
+@clause("built", "take (config, shape) in __init__, pass both to super().__init__, and give every option a default")
 def is_built(case: Case) -> None:
     """It can be made with its default settings."""
     case.gate()
 
 
-@_check("shape", "return a mask that broadcasts to x, of its dtype; see the table in Gate.forward")
+@clause("shape", "return a mask that broadcasts to x, of its dtype; see the table in Gate.forward")
 def has_the_right_shape(case: Case) -> None:
     """Shape and dtype are what the slot asks for, gated is x times the mask, and inputs stay as they are."""
     use = case.use()
@@ -148,24 +153,24 @@ def has_the_right_shape(case: Case) -> None:
             fits = torch.broadcast_shapes(mask.shape, x.shape) == x.shape
         except RuntimeError:
             fits = False
-        _expect(fits, f"a mask {tuple(mask.shape)} does not broadcast to x {tuple(x.shape)}")
+        expect(fits, f"a mask {tuple(mask.shape)} does not broadcast to x {tuple(x.shape)}")
     for mode in (True, False):
         out = use.train(mode)(*given)
         if case.slot == "depth":
             out = out.expand(given[0].shape[0], 1)
             expected = expected.expand_as(out)
-        _expect(out.shape == expected.shape, f"shape {tuple(out.shape)}, expected {tuple(expected.shape)}")
-        _expect(out.dtype == torch.float32, f"dtype {out.dtype} for inputs of float32")
-        _expect(out.isfinite().all(), "not all values are finite")
-    _expect(all(map(torch.equal, given, copies)), "it changes its inputs in place, which others read too")
+        expect(out.shape == expected.shape, f"shape {tuple(out.shape)}, expected {tuple(expected.shape)}")
+        expect(out.dtype == torch.float32, f"dtype {out.dtype} for inputs of float32")
+        expect(out.isfinite().all(), "not all values are finite")
+    expect(all(map(torch.equal, given, copies)), "it changes its inputs in place, which others read too")
     if case.masks:
         torch.manual_seed(2)
         gated = use.gate.gated(x, *context)
         torch.manual_seed(2)
-        _same(gated, x * use.gate(x, *context), "gated(x) is not x times the mask")
+        same(gated, x * use.gate(x, *context), "gated(x) is not x times the mask")
 
 
-@_check(
+@clause(
     "range",
     "keep the mask in [floor, bound], or set them to its range; set simplex = False if weights are no shares",
     applies=lambda case: case.masks or case.slot in (*WEIGHING, "depth"),
@@ -187,15 +192,15 @@ def stays_in_its_range(case: Case) -> None:
                 low, high = out.detach().min().item(), out.detach().max().item()
                 if case.slot in WEIGHING:
                     if use.gate.simplex:
-                        _expect(low >= 0, f"a weight is {low}")
-                        _same(out.sum(1), torch.ones(len(out)), "the weights of a row do not add up to 1")
+                        expect(low >= 0, f"a weight is {low}")
+                        same(out.sum(1), torch.ones(len(out)), "the weights of a row do not add up to 1")
                     continue
                 floor, bound = (0.0, 1.0) if case.slot == "depth" else (use.gate.floor, use.gate.bound)
                 inside = low >= floor and high <= bound * (1 + 1e-6)  # the bound may not be a float32
-                _expect(inside, f"values in [{low}, {high}], outside of [{floor}, {bound}]")
+                expect(inside, f"values in [{low}, {high}], outside of [{floor}, {bound}]")
 
 
-@_check(
+@clause(
     "gradients",
     "every parameter must take part in forward (or the slot's hook); look for a ReLU that is never open, and for "
     "products of two factors that both start at 0",
@@ -209,7 +214,7 @@ def gradients_reach_every_parameter(case: Case) -> None:
         use.gate.anneal(done)
         out = use(*given)
         if not out.requires_grad:
-            _expect(not list(use.parameters()), "the result does not depend on the parameters")
+            expect(not list(use.parameters()), "the result does not depend on the parameters")
             return
         _loss(use, given, out).backward()
     asked = [(f"parameter {path.removeprefix('gate.')}", p) for path, p in use.named_parameters()]
@@ -217,16 +222,18 @@ def gradients_reach_every_parameter(case: Case) -> None:
         asked.append(("x", given[0]))
     if case.slot in ("feature", "field") and case.context:
         asked.append(("the context", given[1]))
+    if selects(use.gate):
+        asked.append(("the logits", given[1]))
     for what, value in asked:
-        _expect(value.grad is not None, f"{what} gets no gradient")
+        expect(value.grad is not None, f"{what} gets no gradient")
     asked += [(f"input {i}", v) for i, v in enumerate(given) if v.grad is not None]
     for what, value in asked:
         assert value.grad is not None  # for mypy; asked above
-        _expect(value.grad.isfinite().all(), f"the gradient of {what} is not finite")
-        _expect(value.grad.abs().max() > 0, f"the gradient of {what} is 0 throughout")
+        expect(value.grad.isfinite().all(), f"the gradient of {what} is not finite")
+        expect(value.grad.abs().max() > 0, f"the gradient of {what} is 0 throughout")
 
 
-@_check("derivative", "make forward differentiable; a custom autograd Function needs a right backward")
+@clause("derivative", "make forward differentiable; a custom autograd Function needs a right backward")
 def gradients_are_right(case: Case) -> None:
     """In evaluation and in float64, gradients are those of finite differences."""
     sizes = Sizes(rows=3)
@@ -252,7 +259,7 @@ def gradients_are_right(case: Case) -> None:
         raise AssertionError(str(error)) from None
 
 
-@_check(
+@clause(
     "identity",
     "with start: identity let the mask be 1 (weights and pooling those of gate none), and leave a way to learn: at "
     "most one of two factors may start at 0. A gate that can't narrows start to Literal['paper']",
@@ -266,9 +273,9 @@ def starts_as_the_identity(case: Case) -> None:
         given = (given[0], torch.full_like(given[1], getattr(use.gate, "initial_logit", 0.0)))
     found, control = use.eval()(*given), case.control()(*given)
     if case.slot == "depth":
-        _expect(((found > 0.5) == (control > 0.5)).all(), "a row is not sent on as gate none sends it on")
+        expect(((found > 0.5) == (control > 0.5)).all(), "a row is not sent on as gate none sends it on")
     else:
-        _same(found, control, "it differs from gate none", rtol=0, atol=1e-6)
+        same(found, control, "it differs from gate none", rtol=0, atol=1e-6)
     target = torch.randn(found.shape, generator=torch.Generator().manual_seed(4))
     use.train()
     for _ in range(3):
@@ -282,25 +289,25 @@ def starts_as_the_identity(case: Case) -> None:
                     parameter -= 0.1 * parameter.grad
     for path, parameter in use.named_parameters():
         learns = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
-        _expect(learns, f"parameter {path.removeprefix('gate.')} gets no gradient in three steps from there")
+        expect(learns, f"parameter {path.removeprefix('gate.')} gets no gradient in three steps from there")
 
 
-@_check("seed", "draw from torch's global generator alone, and in evaluation not at all")
+@clause("seed", "draw from torch's global generator alone, and in evaluation not at all")
 def is_reproducible(case: Case) -> None:
     """One seed makes one gate and its draws in training, and evaluation draws nothing."""
     first, second = case.use(stirred=True).eval(), case.use(stirred=True).eval()
     given = inputs(case, first.gate)
     found = first(*given)
-    _expect(torch.equal(found, first(*given)), "a second call gives another result")
-    _expect(torch.equal(found, second(*given)), "two gates of one seed differ")
+    expect(torch.equal(found, first(*given)), "a second call gives another result")
+    expect(torch.equal(found, second(*given)), "two gates of one seed differ")
     drawn = []
     for use in (first, second):
         torch.manual_seed(5)
         drawn.append(use.train()(*given))
-    _expect(torch.equal(*drawn), "in training, one seed gives two results")
+    expect(torch.equal(*drawn), "in training, one seed gives two results")
 
 
-@_check("neighbours", "reduce over fields and coordinates, never over rows")
+@clause("neighbours", "reduce over fields and coordinates, never over rows")
 def ignores_its_neighbours(case: Case) -> None:
     """In evaluation a row's result does not depend on the other rows."""
     use = case.use(stirred=True).double().eval()
@@ -308,41 +315,10 @@ def ignores_its_neighbours(case: Case) -> None:
     together = use(*given)
     rows = given[-1].shape[0]
     alone = torch.cat([use(*row(case, given, i)).expand(1, *together.shape[1:]) for i in range(rows)])
-    _same(together.expand_as(alone), alone, "a row alone differs from the row in a batch")
+    same(together.expand_as(alone), alone, "a row alone differs from the row in a batch")
 
 
-@_check(
-    "one context",
-    "let a context of one row, (1, C), broadcast over all rows",
-    applies=lambda case: case.context and case.slot in ("feature", "field"),
-)
-def takes_one_context_for_all_rows(case: Case) -> None:
-    """A context (1, C) is as good as B equal ones."""
-    gate = case.gate(stirred=True).eval()
-    x, context = inputs(case, gate)
-    every = context[:1].expand_as(context)
-    _same(gate.gated(x, context[:1]), gate.gated(x, every), "one context for all rows differs from equal ones")
-
-
-@_check(
-    "widths",
-    "size layers by shape.context and shape.width, so that other widths are errors",
-    applies=lambda case: case.context and case.slot in ("feature", "field", "cross", "fusion", "selection"),
-)
-def refuses_other_widths(case: Case) -> None:
-    """A context of another width than it was built for is an error, not a broadcast."""
-    gate = case.gate(stirred=True).eval()
-    x, context = inputs(case, gate)
-    if torch.equal(gate(x, context), gate(x, context + 1)):
-        return  # it does not look at the context
-    try:
-        gate.gated(x, torch.cat([context, context], dim=1))
-    except RuntimeError:
-        return
-    _fail("a context twice as wide as it was built for is accepted")
-
-
-@_check(
+@clause(
     "saved",
     "hold what training changes in parameters and registered buffers, and register all of them in __init__",
 )
@@ -352,14 +328,14 @@ def survives_saving(case: Case) -> None:
     given, entries = inputs(case, use.gate), set(use.state_dict())
     use.gate.anneal(0.7)
     use.train()(*given)
-    _expect(set(use.state_dict()) == entries, "training changes the entries of the state dict")
+    expect(set(use.state_dict()) == entries, "training changes the entries of the state dict")
     fresh.load_state_dict(load(save({k: v.contiguous() for k, v in use.state_dict().items()})))
-    _expect(torch.equal(use.eval()(*given), fresh.eval()(*given)), "a gate loaded from saved weights differs")
+    expect(torch.equal(use.eval()(*given), fresh.eval()(*given)), "a gate loaded from saved weights differs")
     use.gate.anneal(1.0)
-    _expect(use.train()(*given).isfinite().all(), "annealed to the end, it gives values that are not finite")
+    expect(use.train()(*given).isfinite().all(), "annealed to the end, it gives values that are not finite")
 
 
-@_check("missing values", "mind divisions and logarithms where all is 0, a history is empty, no key is present")
+@clause("missing values", "mind divisions and logarithms where all is 0, a history is empty, no key is present")
 def survives_missing_values(case: Case) -> None:
     """Zeros, empty histories and absent keys give finite results and gradients."""
     use = case.use().train()
@@ -372,65 +348,16 @@ def survives_missing_values(case: Case) -> None:
         given = (given[0], given[1][:0], torch.zeros_like(given[2]), given[3])
     given = tuple(v.requires_grad_() if v.is_floating_point() else v for v in given)
     out = use(*given)
-    _expect(out.isfinite().all(), "not all values are finite")
+    expect(out.isfinite().all(), "not all values are finite")
     if out.requires_grad:
         _loss(use, given, out).backward()
     finite = all(v.grad is None or v.grad.isfinite().all() for v in (*use.parameters(), *given))
-    _expect(finite, "not all gradients, of parameters and inputs, are finite")
+    expect(finite, "not all gradients, of parameters and inputs, are finite")
     if case.slot == "sequence":
-        _expect((out == 0).all(), "an empty history does not pool to zeros")
+        expect((out == 0).all(), "an empty history does not pool to zeros")
 
 
-@_check(
-    "absent keys",
-    "mask the weights with scores.isneginf(), or build on Gate.attend",
-    applies=lambda case: case.slot == "attention",
-)
-def gives_absent_keys_nothing(case: Case) -> None:
-    """Weights are in [0, 1], 0 where a key is absent, even where all are, and the same with more absent keys."""
-    gate = case.gate(stirred=True).eval()
-    scores, absent, _, x = inputs(case, gate)
-    absent[1] = True
-    scores = scores.masked_fill(absent, -torch.inf).requires_grad_()
-    weights = gate.attend(scores, x.requires_grad_())
-    _expect(weights.shape == scores.shape, f"weights {tuple(weights.shape)} of scores {tuple(scores.shape)}")
-    _expect((weights.masked_select(absent.expand_as(weights)) == 0).all(), "an absent key gets a weight")
-    _expect(weights.min() >= 0 and weights.max() <= 1, "a weight is outside of [0, 1]")
-    weights.square().sum().backward()
-    finite = all(v.grad is None or v.grad.isfinite().all() for v in (scores, x))
-    _expect(finite, "gradients are not finite where all keys are absent")
-    wider = torch.cat([scores, torch.full_like(scores, -torch.inf)], dim=3)
-    both = torch.cat([weights, torch.zeros_like(weights)], dim=3)
-    _same(gate.attend(wider, x), both, "with more absent keys the weights of the others differ")
-
-
-@_check(
-    "offsets",
-    "let offsets keep their dtype: histories come with int32 from TorchRec",
-    applies=lambda case: case.slot == "sequence" or (case.slot == "expert" and case.context),
-)
-def takes_offsets_of_either_width(case: Case) -> None:
-    """Offsets of int32 are as good as those of int64."""
-    use = case.use(stirred=True).eval()
-    given = inputs(case, use.gate)
-    narrow = tuple(v if v.is_floating_point() else v.int() for v in given)
-    _expect(torch.equal(use(*narrow), use(*given)), "with offsets of int32 it differs")
-
-
-@_check(
-    "recall",
-    "let pool compare the query with the behaviours; or leave recalls at False",
-    scope="slot",
-    applies=lambda case: case.slot == "sequence" and case.type.recalls,
-)
-def has_the_recall_it_claims(case: Case) -> None:
-    """Trained for some seconds on multi-query associative recall, it is right in more than 95 of 100 cases."""
-    torch.manual_seed(0)
-    right = recall_of(case.gate(Sizes(dim=32)))
-    _expect(right > 0.95, f"it recalls {right:.0%} of the values")
-
-
-@_check("half precision", "keep long sums, ages and logarithms in float32, and results in the dtype of x")
+@clause("half precision", "keep long sums, ages and logarithms in float32, and results in the dtype of x")
 def is_near_in_half_precision(case: Case) -> None:
     """In bfloat16 it is within 0.05 of float32, and under autocast gradients are finite."""
     use = case.use()
@@ -441,37 +368,37 @@ def is_near_in_half_precision(case: Case) -> None:
     if loss.requires_grad:
         loss.backward()
     finite = all(p.grad is None or p.grad.isfinite().all() for p in use.parameters())
-    _expect(finite, "under autocast not all gradients are finite")
+    expect(finite, "under autocast not all gradients are finite")
     exact = use.eval()(*given).detach()
     rough = use.bfloat16()(*(v.bfloat16() if v.is_floating_point() else v for v in given))
-    _expect(rough.dtype == torch.bfloat16, f"dtype {rough.dtype} for inputs of bfloat16")
-    _same(rough.float(), exact, "bfloat16 is far from float32", rtol=0.05, atol=0.05)
+    expect(rough.dtype == torch.bfloat16, f"dtype {rough.dtype} for inputs of bfloat16")
+    same(rough.float(), exact, "bfloat16 is far from float32", rtol=0.05, atol=0.05)
 
 
-@_check("telemetry", "let penalty return a finite scalar, and telemetry finite numbers that keep the four of Gate")
+@clause("telemetry", "let penalty return a finite scalar, and telemetry finite numbers that keep the four of Gate")
 def tells_of_itself(case: Case) -> None:
     """The penalty is a finite scalar, and telemetry holds finite numbers."""
     use = case.use().train()
     given = inputs(case, use.gate)
     out = use(*given)
     penalty = use.gate.penalty()
-    _expect(penalty.shape == (), f"a penalty of shape {tuple(penalty.shape)}")
-    _expect(penalty.isfinite(), f"a penalty of {penalty.item()}")
-    if isinstance(use.gate, SelectionGate) and case.slot == "selection":
+    expect(penalty.shape == (), f"a penalty of shape {tuple(penalty.shape)}, which is no scalar")
+    expect(penalty.isfinite(), f"a penalty of {penalty.item()}")
+    if selects(use.gate):
         price = use.gate.value_penalty(given[1])
-        _expect(price.shape == () and price.isfinite(), "value_penalty is not a finite scalar")
+        expect(price.shape == () and price.isfinite(), "value_penalty is not a finite scalar")
     if case.masks:
         out = use.gate(*(given[2:] if case.slot == "attention" else given))
     elif case.slot not in (*WEIGHING, "depth"):
         return
     told = use.gate.telemetry(out)
     missing = {"mean", "std", "saturation", "entropy"} - set(told)
-    _expect(not missing, f"telemetry leaves out {sorted(missing)}")
+    expect(not missing, f"telemetry leaves out {sorted(missing)}")
     infinite = [key for key, value in told.items() if not abs(value) < float("inf")]
-    _expect(not infinite, f"telemetry is not finite: {infinite}")
+    expect(not infinite, f"telemetry is not finite: {infinite}")
 
 
-@_check(
+@clause(
     "exported",
     "take decisions with torch.where, not with Python's if on a tensor, and don't loop over rows",
     scope="slot",
@@ -482,10 +409,10 @@ def is_the_same_exported(case: Case) -> None:
     given, other = inputs(case, use.gate), inputs(case, use.gate, Sizes(rows=3, history=9))
     program = torch.export.export(use, given, dynamic_shapes=(dynamic(case),)).module()
     for values in (given, other):
-        _same(program(*values), use(*values), "the exported program differs")
+        same(program(*values), use(*values), "the exported program differs")
 
 
-@_check(
+@clause(
     "compiled", "avoid what breaks the graph: prints, numbers taken out of tensors, ifs on values", scope="gate"
 )
 def is_the_same_compiled(name: str) -> None:
@@ -495,4 +422,4 @@ def is_the_same_compiled(name: str) -> None:
     use = case.use(stirred=True).eval()
     given = inputs(case, use.gate)
     compiled = torch.compile(use, fullgraph=True)
-    _same(compiled(*given), use(*given), "compiled it differs", rtol=1e-4, atol=1e-4)
+    same(compiled(*given), use(*given), "compiled it differs", rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from ctr_models.gates import slot_clauses  # noqa: F401 importing it adds its clauses
 from ctr_models.gates.clauses import CHECKS, Check, has_the_right_shape, is_built, is_declared
 from ctr_models.gates.probe import Case
 

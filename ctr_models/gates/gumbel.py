@@ -27,9 +27,7 @@ class GumbelConfig(GateConfig):
     @model_validator(mode="after")
     def _can_start_so(self) -> GumbelConfig:
         if self.hard and self.start == "identity":
-            raise ValueError(
-                "a hard choice is all or nothing and can't start as the identity; drop one"
-            )
+            raise ValueError("a hard choice is all or nothing and can't start as the identity; drop one")
         return self
 
 

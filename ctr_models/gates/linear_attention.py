@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ctr_models.gates.base import GateConfig, GateShape, register_gate
 from ctr_models.gates.none import NoGate
+from ctr_models.jagged import rows_of
 from ctr_models.layers.mlp import linear
 
 
@@ -84,7 +85,7 @@ class LinearAttentionGate(NoGate):
         Returns:
             exp(c_t) * k_t of each behaviour, (T, K); and its history, (T,).
         """
-        rows = torch.repeat_interleave(offsets.diff(), output_size=values.shape[0])
+        rows = rows_of(offsets, values.shape[0])
         # One running sum over all histories, cut where they end; in doubles, lest a long batch blur a short one.
         sums = self._log_forget(values).double().cumsum(0)  # (T, K)
         ends = sums[offsets[1:][rows] - 1]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ctr_models.gates.base import GateConfig, GateShape, register_gate
 from ctr_models.gates.none import NoGate
+from ctr_models.jagged import rows_of
 
 
 class RecencyConfig(GateConfig):
@@ -60,7 +61,7 @@ class RecencyGate(NoGate):
 
     def prior(self, offsets: Tensor, total: int, dtype: torch.dtype) -> Tensor:
         """Return the prior of each of ``total`` behaviours, (T,); it sums to 1 over each history."""
-        rows = torch.repeat_interleave(offsets.diff(), output_size=total)  # (T,)
+        rows = rows_of(offsets, total)  # (T,)
         age = offsets[1:][rows] - 1 - torch.arange(total, device=offsets.device)
         decayed = (-self.log_rate.to(dtype).exp() * age).exp()  # 1 for the newest: no sum is below 1
         return decayed / decayed.new_zeros(offsets.numel() - 1).index_add(0, rows, decayed)[rows]

@@ -37,7 +37,7 @@ class SigmoidGate(Gate):
             self.bound = 2.0  # type: ignore[misc]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the mask: shape of ``x``, or (B, 1, L, D), the same for every head, in slot attention."""
+        """Return the mask: shape of ``x``, or with a context (B, 1, L, D), one for all heads, in slot attention."""
         mask = torch.sigmoid(self.linear(x if context is None else context))
         while mask.dim() < x.dim():
             mask = mask.unsqueeze(1)

@@ -39,7 +39,7 @@ class TemperatureGate(NoGate):
 
     def __init__(self, config: GateConfig, shape: GateShape) -> None:
         super().__init__(config, shape)
-        self.linear = linear(shape.context or shape.heads * shape.width, shape.heads, bias=False)
+        self.linear = linear(shape.context, shape.heads, bias=False)
         self.length = nn.Parameter(torch.zeros(shape.heads, 1, 1))
         if config.start == "identity":
             nn.init.zeros_(self.linear.weight)

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctr_models.jagged import rows_of as rows_of
+from ctr_models.jagged import segment_softmax
 from ctr_models.layers.mlp import LayerActivation, layer_activation, linear
 
 
@@ -74,31 +76,3 @@ class TargetAttention(nn.Module):
         scores = self.rest(met + asked[rows]).squeeze(1)  # (T,)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         return segment_softmax(scores, rows, offsets.shape[0] - 1) if self.softmax else scores
-
-
-def rows_of(offsets: Tensor, total: int) -> Tensor:
-    """Return the row to which each of ``total`` jagged values belongs.
-
-    Example:
-        >>> rows_of(torch.tensor([0, 2, 2, 3]), 3)
-        tensor([0, 0, 2])
-    """
-    return torch.repeat_interleave(offsets.diff(), output_size=total)
-
-
-def segment_softmax(scores: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Return the softmax of the scores within each row.
-
-    Args:
-        scores: (T,).
-        rows: of each score, (T,).
-        count: number of rows.
-
-    Example:
-        >>> segment_softmax(torch.tensor([0.0, 0.0, 7.0]), torch.tensor([0, 0, 2]), 3)
-        tensor([0.5000, 0.5000, 1.0000])
-    """
-    rows = rows.long()
-    highest = scores.detach().new_full((count,), -torch.inf).scatter_reduce(0, rows, scores.detach(), "amax")
-    powers = (scores - highest[rows]).exp()
-    return powers / powers.new_zeros(count).index_add(0, rows, powers)[rows]

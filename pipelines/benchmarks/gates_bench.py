@@ -58,7 +58,9 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder that holds frappe/ and movielens_1m/.")],
     models: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(BUDGETS)}; all.")] = "",
     slots: Annotated[str, typer.Option(help="Comma-separated; all slots of each model.")] = "",
-    gates: Annotated[str, typer.Option(help="Comma-separated; all that fit. Controls are always there.")] = "",
+    gates: Annotated[
+        str, typer.Option(help="Comma-separated names or dotted paths; all that fit. Controls stay.")
+    ] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each cell.")] = 3,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of each training, in place of the default.")] = None,
     fraction: Annotated[
@@ -145,7 +147,7 @@ def _study(
     fraction: float | None,
     overrides: Sequence[str],
 ) -> Study:
-    from ctr_models.gates.base import GATES, SLOTS
+    from ctr_models.gates.base import SLOTS
     from pipelines.benchmarks.accuracy_bench import settings
     from pipelines.datasets.base import open_data
     from pipelines.experiments.matrix import Study, cells_of, some_users
@@ -154,7 +156,7 @@ def _study(
     budget = BUDGETS[name]
     given = [*budget.overrides, *([f"train.epochs={epochs}"] if epochs else []), "train.threads=1", *overrides]
     config = settings(budget.settings, data, workdir, given)
-    cells = cells_of(config.model, _known(slots, SLOTS, "--slots"), _known(gates, list(GATES), "--gates"))
+    cells = cells_of(config.model, _known(slots, SLOTS, "--slots"), _registered(gates))
     raw = some_users(open_data(config.data), budget.fraction if fraction is None else fraction, config.seed)
     encoded = prepare(raw, config.features, workdir=workdir, seed=config.seed)
     own = tuple(range(config.seed, config.seed + seeds))
@@ -276,6 +278,16 @@ def _known(names: Sequence[str], known: Any, where: str) -> Sequence[str]:
         if name not in known:
             raise ConfigError(f"no {name!r}", where=where, remedy=nearest(name, known))
     return names
+
+
+def _registered(names: Sequence[str]) -> list[str]:
+    """Return the names of gates, sorted; one given by its dotted path is imported."""
+    from ctr_models.gates.base import GATES
+
+    try:
+        return sorted({name if name in GATES else GATES[name].name or name for name in names})
+    except ConfigError as error:
+        raise ConfigError(error.problem, where="--gates", remedy=error.remedy) from None
 
 
 def _number(value: float | None, form: str) -> str:

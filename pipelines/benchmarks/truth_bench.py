@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Found = dict[str, list["Figures"]]
 """Of each arm, the figures of its trainings, one a seed."""
-OWN = {"optfs": "annealed", "experts": "attention_weighted"}
-"""The arm whose figures carry the part's plain names."""
+OWN = {"optfs": "annealed"}
+"""The arm whose figures carry the part's plain names, as ``optfs_recall``; those of others end with the arm's."""
 
 
 def main(
@@ -70,7 +70,9 @@ def main(
 
         plots.mkdir(parents=True, exist_ok=True)
         for name in wanted:
-            (plots / f"known-truth-{name}.svg").write_text(svg(PLOTS[name](found[name])) + "\n", encoding="utf-8")
+            # A file of its own has no page whose colours its text would go with.
+            picture = svg(PLOTS[name](found[name])).replace("<svg", '<svg style="background: white"', 1)
+            (plots / f"known-truth-{name}.svg").write_text(picture + "\n", encoding="utf-8")
     report.note("from, to: 95 % interval over worlds and trainings (Student's t)")
     report.finish(json_path, at_least, at_most)
 
@@ -106,7 +108,7 @@ def _tell(report: BenchReport, name: str, part: Part, found: Found) -> None:
                 pairs = zip(series[key], found[control], strict=True)
                 series[f"{key}_gain"] = [value - figures[key] for value, figures in pairs]
         for key, values in series.items():
-            _add(report, name, arm, key, values)
+            _add(report, name, arm, key, values, shown=not part.shown or key in part.shown)
     if name == "orders":  # all orders together
         told = [figures["told"] for trainings in found.values() for figures in trainings]
         report.figures["told_orders"] = sum(told) / len(told)
@@ -115,15 +117,16 @@ def _tell(report: BenchReport, name: str, part: Part, found: Found) -> None:
         )
 
 
-def _add(report: BenchReport, name: str, arm: str, key: str, values: Sequence[float]) -> None:
+def _add(report: BenchReport, name: str, arm: str, key: str, values: Sequence[float], *, shown: bool) -> None:
     from pipelines.benchmarks.truth_measures import interval
 
     over = interval(values)
     own = OWN.get(name) == arm
     figure = f"{name}_{key}" if own else f"{name}_{key}_{arm}"
     report.figures |= {figure: over.mean, f"{figure}_low": over.low, f"{figure}_high": over.high}
-    worlds = ", ".join(f"{value:.3f}" for value in values)
-    report.row(name, arm, key, *(f"{x:.4f}" for x in (over.mean, over.low, over.high)), worlds)
+    if shown:
+        worlds = ", ".join(f"{value:.3f}" for value in values)
+        report.row(name, arm, key, *(f"{x:.4f}" for x in (over.mean, over.low, over.high)), worlds)
 
 
 @contextmanager

@@ -40,11 +40,13 @@ class Part:
         arms: by name, the configuration without its seed.
         measure: what a training has found; the same figures for every training of an arm.
         paired: figures whose difference to the first arm, seed by seed, is reported too.
+        shown: figures that stand in the table too; all of them by default.
     """
 
     arms: Mapping[str, Tree]
     measure: Callable[[RunConfig, EncodedData, TrainResult], Figures]
     paired: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
 
     def config(self, arm: str, seed: int, rows: int | None) -> RunConfig:
         """Return the configuration of one training: world and training have the same seed."""
@@ -124,16 +126,14 @@ def _mean_gate(means: dict[int, dict[str, float]], fields: list[str]) -> float:
     return float(np.mean([of[field] for of in means.values() for field in fields]))
 
 
-def _populations_arm(told_by: str, gate: Tree) -> Tree:
+def _populations_arm(told_by: str, gate: Tree, hidden: int = 2) -> Tree:
+    options: Tree = {"rows": 60_000, "told_by": told_by}
+    if told_by == "history":
+        options |= {"rows": 40_000, "users": 4_000, "items": 40, "history": 6, "typical": 0.9}
+    model = {"embedding_std": 0.1, "experts": 4, "expert": {"hidden": [hidden]}, "contrast": {"weight": 0.0}}
     return {
-        "data": {"source": "planted_populations", "options": {"rows": 60_000, "told_by": told_by}},
-        "model": {
-            "name": "aw_moe",
-            "embedding_std": 0.1,
-            "experts": 4,
-            "expert": {"hidden": [2]},
-            "gates": {"expert": gate},
-        },
+        "data": {"source": "planted_populations", "options": options},
+        "model": {"name": "aw_moe", **model, "gates": {"expert": gate}},
         "train": _train(6, 0.01),
     }
 
@@ -150,7 +150,7 @@ def _populations(config: RunConfig, data: EncodedData, trained: TrainResult) -> 
 
 def _shortcut_arm(model: Tree) -> Tree:
     return {
-        "data": {"source": "planted_shortcut", "options": {"rows": 80_000}},
+        "data": {"source": "planted_shortcut", "options": {"rows": 80_000, "hard": 2}},
         "model": {"embedding_std": 0.1, **model},
         "train": _train(4, 0.001),
     }
@@ -184,15 +184,19 @@ PARTS: dict[str, Part] = {
         },
         _values,
     ),
-    "orders": Part({f"order_{order}": _orders_arm(order) for order in ORDERS}, _orders),
+    "orders": Part(
+        {f"order_{order}": _orders_arm(order) for order in ORDERS},
+        _orders,
+        shown=("auc", "best_possible_auc", "told", "opening", "absent", "fields_gate"),
+    ),
     "experts": Part(
         {
-            "attention_weighted": _populations_arm("history", {"name": "attention_weighted"}),
-            "softmax": _populations_arm("history", {"name": "softmax"}),
-            "topk": _populations_arm("history", {"name": "topk"}),
+            "attention_weighted": _populations_arm("history", {"name": "attention_weighted"}, hidden=4),
+            "softmax": _populations_arm("history", {"name": "softmax", "temperature": 0.2}),
+            "topk": _populations_arm("history", {"name": "topk", "temperature": 0.2}),
             "comet": _populations_arm("history", {"name": "comet"}),
-            "features_softmax": _populations_arm("features", {"name": "softmax"}),
-            "features_topk": _populations_arm("features", {"name": "topk"}),
+            "features_softmax": _populations_arm("features", {"name": "softmax", "temperature": 0.3}),
+            "features_topk": _populations_arm("features", {"name": "topk", "temperature": 0.3}),
             "features_comet": _populations_arm("features", {"name": "comet"}),
         },
         _populations,

@@ -44,10 +44,9 @@ def orders_plot(found: Found) -> Figure:
     means = np.array([[np.mean([f[f"opening_{j}"] for f in found[arm]]) for j in tested] for arm in arms])
     left.imshow(means, cmap="Blues", vmin=0, vmax=float(max(means.max(), 1e-9)))
     for (row, column), value in np.ndenumerate(means):
-        light = value > 0.6 * means.max()
-        left.text(
-            column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if light else INK
-        )
+        colour = "white" if value > 0.6 * means.max() else INK
+        shown = f"{round(value, 2) + 0.0:.2f}"  # no -0.00
+        left.text(column, row, shown, ha="center", va="center", fontsize=8, color=colour)
     left.set(xlabel="order asked for", ylabel="order in the world")
     left.set_xticks(range(len(tested)), [str(j) for j in tested])
     left.set_yticks(range(len(arms)), [arm.removeprefix("order_") for arm in arms])
@@ -59,7 +58,7 @@ def orders_plot(found: Found) -> Figure:
     tidy(left, right)
     left.grid(False)
     right.xaxis.get_major_locator().set_params(integer=True)
-    right.legend(frameon=False, fontsize=8, labelcolor=INK)
+    right.legend(loc="lower right", frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
 

@@ -25,6 +25,8 @@ sluice compare -c ctr.yaml --arm "open=model.gates.cross=none" --arm "gated=mode
 
 sluice compare -c ctr.yaml --arm base --arm "deep=model.cross_layers=5,model.mlp.dropout=0.2"
 
+sluice compare -c aw_moe.yaml --arm t0.1 --arm t0.05=model.contrast.temperature=0.05
+
 sluice compare -c ctr.yaml --experiment experiment.yaml --json -
 """
 
@@ -132,6 +134,7 @@ def _print(result: OfflineResult, console: Console) -> None:
     if result.truth:
         table.add_row("best possible", *(f"{result.truth[m]:.5f}" for m in NAMES), "", style="dim")
     console.print(table)
+    _print_gates(result, console)
 
     level = f"{100 * (1 - result.experiment.decision.alpha):g} %"
     by = "users" if result.clustered else "rows"
@@ -151,6 +154,22 @@ def _print(result: OfflineResult, console: Console) -> None:
     for reason in result.reasons:
         console.print(reason, highlight=False)
     console.print(f"winner: [bold]{result.winner}[/]", highlight=False)
+
+
+def _print_gates(result: OfflineResult, console: Console) -> None:
+    """Print the telemetry of gates that do something."""
+    from rich.table import Table
+
+    told = [(arm.name, path, own) for arm in result.arms for path, own in arm.telemetry().items() if own.get("std")]
+    figures = [f for f in dict.fromkeys(f for *_, own in told for f in own) if not f.startswith("choice_")]
+    if not told:
+        return
+    table = Table(title="Gates on the first valid rows, best epoch", title_justify="left")
+    for column in ("arm", "gate", *figures):
+        table.add_column(column, justify="left" if column in ("arm", "gate") else "right")
+    for arm, path, own in told:
+        table.add_row(arm, path, *(f"{own[f]:.4f}" if f in own else "" for f in figures))
+    console.print(table)
 
 
 def _with_deviation(arm: Any, metric: str) -> str:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pipelines.training.trainer import TrainResult
 
 GOLDEN_ROWS = 64
+SHOWN = (("auc", "AUC"), ("logloss", "logloss"), ("gauc", "GAUC"), ("ne", "NE"), ("ece", "ECE"))
+RANKED = tuple((f"{name}_{cut}", f"{name.upper()}@{cut}") for name in ("hr", "ndcg") for cut in (5, 10, 20))
+"""Metrics and their titles, of clicks and of full ranking."""
 
 EPILOG = """
 Examples:
@@ -206,7 +209,7 @@ def _show(
     if best:
         table.add_column("best possible on test", justify="right")
     for task in ("", *result.model.tasks):
-        for name, title in (("auc", "AUC"), ("logloss", "logloss"), ("gauc", "GAUC"), ("ne", "NE"), ("ece", "ECE")):
+        for name, title in RANKED if "test_ndcg_10" in result.metrics else SHOWN:
             if task:
                 name, title = f"{name}_{task}", f"{title}, {task}"
             cells = [_number(result.metrics.get(f"{split}_{name}")) for split in ("valid", "test")]

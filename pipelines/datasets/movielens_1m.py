@@ -26,15 +26,19 @@ FIELDS: dict[str, Role] = {
     **dict.fromkeys(("genres",), "item"),
 }
 TENTH = "history_tenth"
+WHOLE = 10_000
+"""Longer than any user's history."""
 _PUBLISHED = "the published files are ratings.dat, users.dat and movies.dat of GroupLens' MovieLens 1M (ml-1m.zip)"
 
 
 class MovieLens1MOptions(DatasetOptions):
     """Which of the two tasks of the literature."""
 
-    task: Literal["ctr", "history"] = "ctr"
+    task: Literal["ctr", "history", "next_item"] = "ctr"
     """``ctr``: click = rating above 3, rows with rating 3 dropped, no history. ``history``: click = rating of
-    at least 4, no row dropped, the user's earlier clicks as a sequence, each user's last rows held out."""
+    at least 4, no row dropped, the user's earlier clicks as a sequence, each user's last rows held out.
+    ``next_item``: whatever was rated, in order of time; each user's last movie tests, the one before validates, and
+    the rest trains."""
     history: int = Field(50, ge=0)
     """For the task ``history``: length of the sequence; 0 leaves it out, for models to be compared with those
     that have it, on the same rows."""
@@ -56,6 +60,9 @@ class MovieLens1M(Dataset):
 
     The task ``history`` carries a column ``history_tenth`` beside the features, for slices and for an experiment's
     population: 0 for the tenth of the users who have the fewest clicks in the training part, 9 for the most.
+
+    The task ``next_item`` has one row a user and split: the movies before as the sequence ``history``, whole, and
+    the next one as ``movie_id``. Every row is a click. Users with fewer than three ratings are left out.
     """
 
     Options = MovieLens1MOptions
@@ -70,7 +77,9 @@ class MovieLens1M(Dataset):
         files = need_files(path, PARQUET if parquet else GROUPLENS, published=_PUBLISHED)
         with reading(str(path)):
             ratings, users, movies = (_parquet if parquet else _grouplens)(*files)
-            if self.options.task == "history":
+            if self.options.task == "next_item":
+                parts, split = _next_items(ratings, files[0]), SplitConfig(by="given")
+            elif self.options.task == "history":
                 parts, split = self._history(ratings, users, movies, files[0])
             elif (path / SPLIT).is_file():
                 files.append(path / SPLIT)
@@ -102,6 +111,24 @@ class MovieLens1M(Dataset):
 
     def _spec(self) -> FeatureSpec:
         vocabulary = Vocabulary(min_count=self.options.min_count)
+        if self.options.task == "next_item":
+            return FeatureSpec(
+                label="click",
+                user="user_id",
+                item="movie_id",
+                dim=self.options.dim,
+                columns=(
+                    Column(name="movie_id", kind="categorical", role="item", encode=vocabulary),
+                    Column(
+                        name="history",
+                        kind="sequence",
+                        role="user",
+                        table="movie_id",
+                        target="movie_id",
+                        max_length=WHOLE,
+                    ),
+                ),
+            )
         columns = [Column(name=n, kind="categorical", role=r, encode=vocabulary) for n, r in FIELDS.items()]
         with_history = self.options.task == "history"
         if with_history and self.options.history:
@@ -115,6 +142,23 @@ class MovieLens1M(Dataset):
             columns=tuple(columns),
             keep=(TENTH,) if with_history else (),
         )
+
+
+def _next_items(ratings: pl.DataFrame, path: Path) -> dict[str, RawPart]:
+    """Cut each user's movies into what came before, and the next one, at the last three places."""
+    users = _in_order(ratings).group_by("user_id", maintain_order=True).agg(movies="movie_id")
+    users = users.filter(pl.col("movies").list.len() >= 3).sort("user_id")
+    parts = {}
+    for back, name in enumerate(("test", "valid", "train"), 1):
+        at = pl.col("movies").list.len() - back
+        frame = users.select(
+            pl.lit(1, dtype=pl.Int8).alias("click"),
+            "user_id",
+            pl.col("movies").list.get(at).alias("movie_id"),
+            pl.col("movies").list.head(at).alias("history"),
+        )
+        parts[name] = RawPart(frame.lazy(), path)
+    return {name: parts[name] for name in ("train", "valid", "test")}
 
 
 def _in_order(ratings: pl.DataFrame) -> pl.DataFrame:

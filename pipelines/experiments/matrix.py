@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pipelines.datasets.base import RawData
     from pipelines.features.prepare import EncodedData
 
+METRICS = ("auc", "logloss")
 FAILED, COST = "failed.txt", "cost.json"
 TELEMETRY = ("mean", "std", "saturation", "entropy")
 SCORED_ROWS, REPEATS = 1000, 15
@@ -74,7 +75,7 @@ def cells_of(spec: ModelSpec, slots: Collection[str] = (), gates: Collection[str
     Args:
         spec: the model and the gates that stand in the other slots.
         slots: only these; all of the model's own by default, which leaves out ``selection``.
-        gates: only these, and the controls; all by default.
+        gates: only these, by name or dotted path, and the controls; all that are registered by default.
 
     Example:
         >>> [c.label for c in cells_of(ModelSpec(name="gdcn"), slots=["cross"])]
@@ -85,7 +86,7 @@ def cells_of(spec: ModelSpec, slots: Collection[str] = (), gates: Collection[str
         if slots and slot not in slots:
             continue
         control = own[slot].name if slot in WEIGHING else "none"
-        fitting = [n for n in GATES if slot in GATES[n].slots and n != control and (not gates or n in gates)]
+        fitting = [n for n in gates or GATES if slot in GATES[n].slots and n != control]
         for name in [control, *fitting] if fitting else []:
             gate = own[slot] if own[slot].name == name else GateSpec(name=name)
             whole = {s: g for s, g in sorted({**own, slot: gate}.items())}
@@ -307,7 +308,7 @@ def frame_of(studies: Sequence[Study]) -> pl.DataFrame:
 
 
 def differences(
-    study: Study, *, metrics: Sequence[str] = ("auc", "logloss"), alpha: float = 0.05, resamples: int = 1000
+    study: Study, *, metrics: Sequence[str] = METRICS, alpha: float = 0.05, resamples: int = 1000
 ) -> list[Difference]:
     """Compare each cell of which all seeds are trained with its control, paired on the same test rows.
 
@@ -356,9 +357,8 @@ def differences(
 def summary(study: Study, frame: pl.DataFrame, found: Sequence[Difference]) -> pl.DataFrame:
     """Return one row for each cell: means over its seeds, what it costs beside its control, and the verdict.
 
-    Speeds are the best of the seeds.
-    ``chosen`` is the cell with the highest mean AUC on the valid rows, of all cells that are trained with all
-    seeds: a choice among many is made where no result is read.
+    Speeds are the best of the seeds. ``chosen`` is the cell with the highest mean AUC on the valid rows, of those
+    that are trained with all seeds: a choice among many is made where no result is read.
 
     Args:
         study: of one model.
@@ -366,7 +366,6 @@ def summary(study: Study, frame: pl.DataFrame, found: Sequence[Difference]) -> p
         found: of :func:`differences`.
     """
     by_cell = {(d.challenger, d.metric): d for d in found}
-    metrics = list(dict.fromkeys(d.metric for d in found))
     rows: list[dict[str, Any]] = []
     for cell in study.cells:
         own = frame.filter(model=study.name, slot=cell.slot, gate=cell.gate)
@@ -385,7 +384,7 @@ def summary(study: Study, frame: pl.DataFrame, found: Sequence[Difference]) -> p
             "rows_per_second": trained["rows_per_second"].max(),
             "milliseconds": trained["milliseconds"].min(),
         }
-        for metric in metrics:
+        for metric in METRICS:
             d = by_cell.get((cell.label, metric))
             row |= {f"{metric}_{key}": getattr(d, key, None) for key in COMPARED}
         rows.append(row)

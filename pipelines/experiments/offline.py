@@ -13,6 +13,7 @@ import polars as pl
 from ctr_models.errors import DataError, nearest
 from pipelines.config import RunConfig
 from pipelines.evaluation.metrics import evaluate
+from pipelines.evaluation.plots import gates_of
 from pipelines.experiments.experiment import Experiment
 from pipelines.experiments.report import ReportArm, write_report
 from pipelines.experiments.statistics import Difference, compare
@@ -55,6 +56,14 @@ class ArmResult:
         values = [m[metric] for m in self.metrics]
         return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
+    def telemetry(self) -> dict[str, dict[str, float]]:
+        """Return what each gate did in the best epoch, by its path in the model: means over the seeds."""
+        best = [gates_of(next((r for r in reversed(h) if r.get("best")), h[-1])) for h in self.histories]
+        return {
+            path: {figure: float(np.mean([one[path][figure] for one in best])) for figure in figures}
+            for path, figures in best[0].items()
+        }
+
 
 @dataclass(frozen=True)
 class OfflineResult:
@@ -94,6 +103,7 @@ class OfflineResult:
                     "test": {m: {"mean": arm.mean(m), "sd": arm.deviation(m)} for m in arm.metrics[0]},
                     "seeds": arm.metrics,
                     "rows_per_second": arm.rows_per_second,
+                    "telemetry": arm.telemetry(),
                 }
                 for arm in self.arms
             ],

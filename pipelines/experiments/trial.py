@@ -16,6 +16,7 @@ from pipelines.features.files import atomic_directory, sha256_file
 
 if TYPE_CHECKING:
     from pipelines.features.prepare import EncodedData
+    from pipelines.training.predict import Predictions
 
 RESULT, PREDICTIONS = "result.json", "test.parquet"
 
@@ -31,6 +32,7 @@ class Trial:
         history: one record an epoch.
         rows_per_second: training speed.
         parameters: trained numbers.
+        totals: of the recipe's reports, by name.
         fresh: whether it was trained now, not read back.
     """
 
@@ -39,6 +41,7 @@ class Trial:
     history: list[dict[str, Any]]
     rows_per_second: float
     parameters: int
+    totals: dict[str, float]
     fresh: bool
 
 
@@ -97,6 +100,7 @@ def read_trial(own: Path) -> Trial | None:
         result["history"],
         result["rows_per_second"],
         result["parameters"],
+        result.get("totals", {}),
         fresh=False,
     )
 
@@ -108,17 +112,13 @@ def identity(config: RunConfig, data: EncodedData) -> str:
 
 
 def _train(config: RunConfig, data: EncodedData, own: Path, progress: bool) -> None:
-    from pipelines.training.predict import predict
-    from pipelines.training.trainer import train
+    from pipelines.evaluation.ranking import Rankings
+    from pipelines.training.trainer import judge_test, train
 
     run_dir = own / "training"
     trained = train(config, data, run_dir=run_dir, resume=run_dir.exists(), progress=progress)
-    test = predict(trained.model, trained.data, "test", batch_size=config.train.eval_batch_size)
-    columns = {"row": test.row, "user": test.user, "label": test.label, "probability": test.probability}
-    frame = pl.DataFrame(columns)
-    for task, found in test.tasks.items():
-        of_task = {"row": found.row, f"label_{task}": found.label, f"probability_{task}": found.probability}
-        frame = frame.join(pl.DataFrame(of_task), on="row", how="left", maintain_order="left")
+    test = judge_test(config, trained.model, trained.data)
+    frame = pl.DataFrame(test.columns()) if isinstance(test, Rankings) else _rows(test)
     with atomic_directory(own / "finished") as aside:
         frame.write_parquet(aside / PREDICTIONS)
         result = {
@@ -126,6 +126,16 @@ def _train(config: RunConfig, data: EncodedData, own: Path, progress: bool) -> N
             "history": trained.history,
             "rows_per_second": trained.rows_per_second,
             "parameters": sum(p.numel() for p in trained.model.parameters()),
+            "totals": {k: v for report in trained.reports for k, v in report.get("totals", {}).items()},
             "sha256": sha256_file(aside / PREDICTIONS),
         }
         (aside / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def _rows(test: Predictions) -> pl.DataFrame:
+    columns = {"row": test.row, "user": test.user, "label": test.label, "probability": test.probability}
+    frame = pl.DataFrame(columns)
+    for task, found in test.tasks.items():
+        of_task = {"row": found.row, f"label_{task}": found.label, f"probability_{task}": found.probability}
+        frame = frame.join(pl.DataFrame(of_task), on="row", how="left", maintain_order="left")
+    return frame

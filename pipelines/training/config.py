@@ -56,7 +56,8 @@ class PlateauConfig(_Strict):
 class StoppingConfig(_Strict):
     """Stop after ``patience`` evaluations without improvement; the best epoch's weights are kept."""
 
-    monitor: Literal["auc", "logloss", "gauc"] = "auc"
+    monitor: Literal["auc", "logloss", "gauc", "hr_10", "ndcg_10"] = "auc"
+    """``hr_10`` and ``ndcg_10`` of full ranking exist under recipe ``next_item``, and there nothing else does."""
     patience: int = Field(2, ge=1)
     min_delta: float = Field(1e-6, ge=0)
 

@@ -16,12 +16,13 @@ import torch
 from ctr_models.errors import ConfigError
 from ctr_models.gates import Gate
 from ctr_models.model import CTRModel
+from pipelines.evaluation.ranking import Rankings
 from pipelines.training.checkpoint import Checkpoints, load, save, step_name
 from pipelines.training.config import OPERATIONAL, TrainConfig
 from pipelines.training.engine import Engine
 from pipelines.training.loader import Loader
 from pipelines.training.optimizers import Progress, judge
-from pipelines.training.predict import score
+from pipelines.training.predict import Predictions, score
 from pipelines.training.progress import Bar
 from pipelines.training.recipes import Context
 
@@ -164,8 +165,12 @@ class _Fit:
         progress, engine, size = self.progress, self.engine, self.config.eval_batch_size
         bar.say("evaluating")
         begin = time.perf_counter()
-        schema, tasks = self.context.schema, engine.model.tasks
-        found = score(engine.logits, self.data, "valid", schema, batch_size=size, me=self.me, tasks=tasks)
+        schema, tasks, own = self.context.schema, engine.model.tasks, self.context.judge
+        found: Predictions | Rankings
+        if own is None:
+            found = score(engine.logits, self.data, "valid", schema, batch_size=size, me=self.me, tasks=tasks)
+        else:
+            found = own(engine.model, self.data, "valid", size)
         metrics = self.me.share(found.metrics() if self.me.first else {})
         record: dict[str, Any] = {
             "epoch": progress.epoch + 1,
@@ -175,7 +180,8 @@ class _Fit:
             "rows_per_second": progress.rows / progress.seconds,
             "evaluation_seconds": time.perf_counter() - begin,
         }
-        monitor = self.config.stopping.monitor if self.config.stopping else "auc"
+        default = "auc" if own is None else "ndcg_10"
+        monitor = self.config.stopping.monitor if self.config.stopping else default
         value = metrics.get(monitor, math.nan) * (-1 if monitor == "logloss" else 1)
         if math.isnan(value):
             raise ConfigError(

@@ -46,6 +46,8 @@ class OptFSOptions(RecipeOptions):
     """Learning rate of the values' logits; None: ``train.selection_lr``."""
     full: bool = False
     """Whether the model is first trained without a selection, to be compared with in the report."""
+    detect: bool = False
+    """Whether a model is also trained on the dropped values alone: what it can rank by, the search has lost."""
 
 
 class Unmasked(Full):
@@ -157,6 +159,30 @@ class Retrain(Phase):
         return context
 
 
+class Detect(Phase):
+    """Trains a detector: the same model on nothing but the dropped values. It should rank by chance, AUC 0.5."""
+
+    name = "detect"
+
+    def run(self, context: Context) -> Context:
+        """Train until the epochs are over or stopping says so; only the detector's valid metrics are kept."""
+        from pipelines.training.fit import fit
+        from pipelines.training.judging import judge_best
+
+        masks = {table: (mask == 0).float() for table, mask in read_masks(context.run_dir).items()}
+        # Rows 0 and 1 stand for no value and for values never trained on: a detector could only tell that they are.
+        for mask in masks.values():
+            mask[:2] = 0
+        ids = context.schema.only([f.name for f in (*context.schema.sparse, *context.schema.sequences)])
+
+        def begin(model: CTRModel) -> None:
+            model.select(FixedSelection(ids, masks))
+
+        trained = fit(replace(set_apart(context, self.name), schema=ids), context.run_dir / self.name, begin=begin)
+        context.outputs[self.name] = {"valid": judge_best(trained)}
+        return context
+
+
 class Remove(Phase):
     """Rewrites features, data and weights: values that are dropped take no rows, and every score stays."""
 
@@ -211,7 +237,8 @@ class OptFSRecipe(Recipe):
 
     The valid rows are judged after each phase, since a pruned model may rank well and be badly calibrated: after
     the last epoch of the search, under masks between 0 and 1; with the same weights under the masks decided; after
-    the retraining; after the removal.
+    the retraining; after the removal. With ``detect`` a model is also trained on the dropped values alone, which
+    ranks by chance if the search has lost nothing (the detector of arXiv 2407.19308, here a check, not a penalty).
 
     Differences from the official code: the linear term is masked with the rest; t grows with every step; the
     pruned rows are really gone; the masks hold for every model.
@@ -229,9 +256,10 @@ class OptFSRecipe(Recipe):
     options: OptFSOptions
 
     def phases(self) -> Sequence[Phase]:
-        """Return the four phases, after a training without a selection if that is asked for."""
+        """Return the four phases, and those that are asked for, for the report alone."""
         first = [Unmasked()] if self.options.full else []
-        return [*first, Search(self.options), Harden(self.options), Retrain(), Remove()]
+        last = [Detect(), Remove()] if self.options.detect else [Remove()]
+        return [*first, Search(self.options), Harden(self.options), Retrain(), *last]
 
 
 def searched_model(model: ModelSpec) -> ModelSpec:

@@ -67,9 +67,11 @@ class Bar:
         self._last = time.perf_counter()
         if self._shown:
             star = " [green]best[/green]" if record["best"] else ""
+            shown = ("auc", "logloss") if "valid_auc" in record else ("hr_10", "ndcg_10")
+            told = "  ".join(f"{name} {record[f'valid_{name}']:.5f}" for name in shown)
             self._console.print(
                 f"    epoch {record['epoch']:>2}  loss {record['train_loss']:.5f}  "
-                f"valid auc {record['valid_auc']:.5f}  logloss {record['valid_logloss']:.5f}  "
+                f"valid {told}  "
                 f"lr {record['lr']:.1e}  {record['rows_per_second']:,.0f} rows/s{star}",
                 highlight=False,
                 soft_wrap=True,

@@ -19,7 +19,9 @@ from pipelines.features.files import atomic_write
 from pipelines.training.config import OPERATIONAL
 
 if TYPE_CHECKING:
+    from ctr_models.model import CTRModel
     from pipelines.config import RunConfig
+    from pipelines.evaluation.ranking import Rankings
     from pipelines.features.prepare import EncodedData
     from pipelines.training.distributed import Ranks
 
@@ -30,6 +32,10 @@ class RecipeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = "fit"
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+Judge = Callable[["CTRModel", "EncodedData", str, int], "Rankings"]
+"""Judges a model in one process on a split, some rows at a time; what it returns has ``metrics``."""
 
 
 @dataclass
@@ -47,6 +53,7 @@ class Context:
         progress: show a progress bar.
         on_epoch: called on rank 0 with each epoch's record.
         outputs: what each finished phase left, by its name: plain values.
+        judge: the recipe's own judge of a split, if it has one.
     """
 
     config: RunConfig
@@ -59,6 +66,7 @@ class Context:
     progress: bool = True
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    judge: Judge | None = None
 
 
 class Phase:
@@ -101,6 +109,10 @@ class Recipe:
     def phases(self) -> Sequence[Phase]:
         """Return the phases, in order."""
         raise NotImplementedError
+
+    def judge(self) -> Judge | None:
+        """Return what judges the valid and the test rows; None: the probabilities of the rows."""
+        return None
 
 
 RECIPES: Registry[type[Recipe]] = Registry("recipe", group="sluice.recipes", base=Recipe)

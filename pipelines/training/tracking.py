@@ -20,6 +20,7 @@ from pipelines.features.files import atomic_write
 
 if TYPE_CHECKING:
     from pipelines.config import RunConfig
+    from pipelines.evaluation.ranking import Rankings
     from pipelines.features.prepare import EncodedData
     from pipelines.training.distributed import Ranks
     from pipelines.training.predict import Predictions
@@ -65,7 +66,7 @@ class Tracker:
         self,
         trained: dict[str, Any],
         metrics: dict[str, float],
-        test: Predictions,
+        test: Predictions | Rankings,
         slices: dict[str, Any],
         reports: list[dict[str, Any]],
     ) -> None:
@@ -203,7 +204,7 @@ class MlflowTracker(Tracker):
         self,
         trained: dict[str, Any],
         metrics: dict[str, float],
-        test: Predictions,
+        test: Predictions | Rankings,
         slices: dict[str, Any],
         reports: list[dict[str, Any]],
     ) -> None:
@@ -212,6 +213,7 @@ class MlflowTracker(Tracker):
         def work() -> None:
             from pipelines.config import dump_config
             from pipelines.evaluation.plots import learning_curve, reliability_plot, telemetry_plot
+            from pipelines.evaluation.ranking import Rankings
 
             final = {**metrics, "best_epoch": trained["best_epoch"], "rows_per_second": trained["rows_per_second"]}
             for told in reports:
@@ -222,10 +224,9 @@ class MlflowTracker(Tracker):
                 self._client.log_dict(self.run_id, slices, "slices.json")
             if reports:
                 self._client.log_dict(self.run_id, {"reports": reports}, "reports.json")
-            figures = {
-                "learning_curve": learning_curve(trained["history"]),
-                "calibration": reliability_plot(test.label, test.probability),
-            }
+            figures = {"learning_curve": learning_curve(trained["history"])}
+            if not isinstance(test, Rankings):
+                figures["calibration"] = reliability_plot(test.label, test.probability)
             if any(key.startswith("gate/") for key in trained["history"][-1]):
                 figures["gates"] = telemetry_plot(trained["history"])
             for name, figure in figures.items():

@@ -14,6 +14,7 @@ import torch
 from ctr_models.errors import ArtifactError
 from ctr_models.model import CTRModel
 from pipelines.config import RunConfig, dump_config
+from pipelines.evaluation.ranking import Rankings
 from pipelines.features.files import atomic_write
 from pipelines.training.checkpoint import read_tensors, verify
 from pipelines.training.distributed import Ranks, ranks
@@ -99,7 +100,9 @@ def train(
                 progress=progress,
                 on_epoch=tracker.epoch,
             )
-            context = run_recipe(make_recipe(config.recipe), context)
+            recipe = make_recipe(config.recipe)
+            context.judge = recipe.judge()
+            context = run_recipe(recipe, context)
             if me.first:  # with what a resume may change; a refused one has left the file alone
                 atomic_write(settings, dump_config(config))
             trained = next(o for o in reversed(context.outputs.values()) if "weights" in o)
@@ -123,15 +126,15 @@ def _finish(
     context: Context, given: EncodedData, trained: dict[str, Any], model: CTRModel, tracker: Any, me: Ranks
 ) -> TrainResult:
     reports = [output["report"] for output in context.outputs.values() if "report" in output]
-    judged = judged_phases(context.outputs)
-    reports += [judged] if judged else []
+    phases = judged_phases(context.outputs)
+    reports += [phases] if phases else []
     best = next(r for r in trained["history"] if r["epoch"] == trained["best_epoch"])
     metrics = {name: value for name, value in best.items() if name.startswith("valid_")}
     if me.first:
-        test = _test(context, model)
+        test = judge_test(context.config, model, context.data)
         metrics.update({f"test_{name}": value for name, value in test.metrics().items()})
         # By the features as given: the rows are the same, and these still tell dropped values apart.
-        slices = sliced(given, context.config.train.slices, test)
+        slices = {} if isinstance(test, Rankings) else sliced(given, context.config.train.slices, test)
         tracker.finish(trained, metrics, test, slices, reports)
         result = {
             "metrics": metrics,
@@ -161,8 +164,16 @@ def _finish(
     )
 
 
-def _test(context: Context, model: CTRModel) -> Predictions:
-    return predict(model, context.data, "test", batch_size=context.config.train.eval_batch_size)
+def judge_test(config: RunConfig, model: CTRModel, data: EncodedData) -> Predictions | Rankings:
+    """Return what the recipe's judge, or the probabilities, say of the test rows.
+
+    Args:
+        config: of the run that trained the model.
+        model: unsharded.
+        data: encoded with the model's features.
+    """
+    own, size = make_recipe(config.recipe).judge(), config.train.eval_batch_size
+    return predict(model, data, "test", batch_size=size) if own is None else own(model, data, "test", size)
 
 
 def read_result(run_dir: Path) -> dict[str, Any]:

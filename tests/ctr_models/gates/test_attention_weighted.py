@@ -83,3 +83,11 @@ def test_long_histories_keep_their_bits_in_bfloat16(count: int) -> None:
     exact = g.mixture(x, values, offsets, query)
     rough = g.bfloat16().mixture(x.bfloat16(), values.bfloat16(), offsets, query.bfloat16())
     torch.testing.assert_close(rough.float(), exact, rtol=0.03, atol=0.5)
+
+
+def test_its_attention_is_how_far_a_behaviour_alone_moves_the_weights() -> None:
+    torch.manual_seed(0)
+    gate = GateSpec(name="attention_weighted").build(GateShape(slot="expert", width=3, context=4, choices=2))
+    values, offsets, query = torch.randn(5, 4), torch.arange(6), torch.randn(5, 4)  # one behaviour a row
+    moved = gate.mixture(torch.randn(5, 3), values, offsets, query) - gate.bias
+    torch.testing.assert_close(gate.attention(values, offsets, query), moved.norm(dim=1))

@@ -337,6 +337,72 @@ def test_weights_that_are_no_shares() -> None:
     assert "do not add up to 1" in broken(Mine)["range"]
 
 
+class Selecting(SelectionGate):
+    """A selection that holds everything, for others to break."""
+
+    initial_logit = 9.0
+    bound = 1 + 2e-4
+
+    def __init__(self, config: GateConfig, shape: GateShape) -> None:
+        super().__init__(config, shape)
+        self.register_buffer("hardened", torch.tensor(False))
+
+    def mask(self, logits: Tensor) -> Tensor:
+        soft = torch.sigmoid(logits) / torch.sigmoid(torch.tensor(9.0))
+        return torch.where(self.hardened, self.kept(logits).to(soft.dtype), soft).to(logits.dtype)
+
+    def kept(self, logits: Tensor) -> Tensor:
+        return logits > 0
+
+
+def test_a_selection_that_does_not_end_its_search() -> None:
+    def hardened(gate: type[Gate]) -> str:
+        return broken(gate)["hardened"]
+
+    class Endless(Selecting):
+        def harden(self) -> None:
+            pass
+
+    assert hardened(Endless) == "masks are not above 0 for just what is kept"
+
+    class Unsaved(Selecting):
+        def harden(self) -> None:
+            self.hardened = torch.tensor(True)
+
+        def __init__(self, config: GateConfig, shape: GateShape) -> None:
+            super().__init__(config, shape)
+            del self.hardened
+            self.hardened = torch.tensor(False)
+
+    assert "has not hardened" in hardened(Unsaved)
+
+    class Mixing(Selecting):
+        def mask(self, logits: Tensor) -> Tensor:
+            return super().mask(logits) * (1 + logits[:, :1].sigmoid())
+
+    assert "depends on the logits of others" in hardened(Mixing)
+
+    class Dear(Selecting):
+        def value_penalty(self, logits: Tensor) -> Tensor:
+            return logits.sigmoid().sum()
+
+    assert broken(Dear) == {"hardened": "values still have a price"}
+
+    class Deaf(Selecting):
+        def mask(self, logits: Tensor) -> Tensor:
+            return super().mask(logits.detach())
+
+    assert broken(Deaf)["gradients"] == "the logits gets no gradient"
+
+
+def test_a_penalty_that_is_no_scalar() -> None:
+    class Mine(Free):
+        def penalty(self) -> Tensor:
+            return self.v[0]
+
+    assert set(broken(Mine).values()) == {"a penalty of shape (6,), which is no scalar"}
+
+
 def test_a_selection_that_prices_without_end() -> None:
     class Mine(SelectionGate):
         def __init__(self, config: GateConfig, shape: GateShape) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ctr_models.layers.contrast import contrastive_loss, masked_view
+from ctr_models.layers.contrast import contrastive_loss, hard_shares, masked_view, spread
 
 OFFSETS = torch.tensor([0, 400, 400, 401, 1000], dtype=torch.int32)
 VALUES = torch.arange(1000.0).unsqueeze(1)
@@ -37,6 +37,43 @@ def test_a_view_of_nothing() -> None:
     values, offsets = masked_view(torch.empty(0, 4), torch.zeros(3, dtype=torch.int64), 0.5)
     assert values.shape == (0, 4)
     assert offsets.tolist() == [0, 0, 0]
+
+
+def test_a_view_can_leave_random_numbers_as_they_are() -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    one, other = (masked_view(VALUES, OFFSETS, 0.3, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_each_behaviour_may_have_its_own_chance() -> None:
+    share = torch.zeros(1000)
+    share[::2] = 0.5
+    values, offsets = masked_view(VALUES, OFFSETS, share)
+    left = set(values.flatten().int().tolist())
+    assert left >= set(range(1, 1000, 2))
+    assert 650 < len(left) < 850
+    assert len(left) == offsets[-1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.8])
+def test_the_behaviours_that_count_most_are_hard(share: float) -> None:
+    torch.manual_seed(0)
+    attention = torch.rand(1000)
+    found = hard_shares(attention, OFFSETS, share)
+    among = min(1.0, 2 * share)
+    for start, stop in zip(OFFSETS.tolist(), OFFSETS[1:].tolist(), strict=False):
+        top = attention[start:stop].argsort(descending=True)[: math.ceil(round(among * (stop - start), 9))]
+        expected = torch.zeros(stop - start)
+        if share:
+            expected[top] = share / among
+        torch.testing.assert_close(found[start:stop], expected)
+    assert float(found.mean()) == pytest.approx(share, abs=0.002)  # about as many as at random
+
+
+def test_no_behaviours_are_not_hard() -> None:
+    assert hard_shares(torch.empty(0), torch.zeros(3, dtype=torch.int32), 0.3).shape == (0,)
 
 
 def naive(one: torch.Tensor, other: torch.Tensor, user: list[int], temperature: float) -> float:
@@ -99,3 +136,30 @@ def test_an_output_of_zeros_has_a_finite_gradient() -> None:
     one = torch.zeros(4, 3, requires_grad=True)
     contrastive_loss(one, torch.randn(4, 3), torch.arange(1, 5), temperature=0.1).backward()
     assert one.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("user", [[1, 2, 3, 4, 5], [1, 2, 1, 1, 2], [0, 0, 3, 0, 3]])
+def test_the_spread_is_its_equation(user: list[int]) -> None:
+    torch.manual_seed(0)
+    g, one, other = torch.randn(5, 3), torch.randn(5, 3), torch.randn(5, 3)
+    unit = F.normalize(g, dim=1)
+    far, near = [], []
+    for i in range(5):
+        for k in range(5):
+            if i != k and user[i] == user[k] != 0:
+                near.append(float(unit[i] @ unit[k]))
+            elif i != k:
+                far.append(math.exp(-2 * float((unit[i] - unit[k]).square().sum())))
+    found = spread(g, one, other, torch.tensor(user))
+    assert found["uniformity"] == pytest.approx(-math.log(sum(far) / len(far)), rel=1e-5)
+    assert ("tolerance" in found) == bool(near)
+    if near:
+        assert found["tolerance"] == pytest.approx(sum(near) / len(near), rel=1e-5)
+    assert found["alignment"] == pytest.approx(float(F.cosine_similarity(one, other).mean()), rel=1e-6)
+
+
+def test_what_is_alike_is_not_spread() -> None:
+    g = torch.ones(4, 3)
+    assert spread(g, g, g, torch.arange(4)) == pytest.approx({"uniformity": 0, "alignment": 1}, abs=1e-6)
+    assert spread(g, g, g, torch.full((4,), 7)) == pytest.approx({"tolerance": 1, "alignment": 1}, abs=1e-6)
+    assert spread(g[:0], g[:0], g[:0], torch.arange(0)) == {}

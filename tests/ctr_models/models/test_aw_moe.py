@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ctr_models import GATES, CTRModel, Gate, IdField, Schema, create_model, example_batch
 from ctr_models.errors import ConfigError
+from ctr_models.layers.contrast import contrastive_loss, masked_view, spread
 
 
 def field(name: str, *, table: str = "", target: str | None = None) -> IdField:
@@ -171,3 +172,124 @@ def test_a_batch_without_any_behaviour() -> None:
     loss, _ = make(contrast={"weight": 1.0}).train().loss(example_batch(empty, rows=8))
     loss.backward()
     assert loss.isfinite()
+
+
+def rows_of_users(count: int = 64) -> Any:
+    batch = example_batch(SCHEMA, rows=count)
+    batch.group.copy_(torch.arange(count) // 2 + 1)
+    return batch
+
+
+def test_masking_at_random_is_the_default_and_draws_as_it_always_did() -> None:
+    model, batch = make(gate="attention_weighted", contrast={"weight": 0.5, "mask": 0.4}).train(), rows_of_users()
+    assert model.teacher is None
+    assert not [name for name in model.state_dict() if "teacher" in name]
+    torch.manual_seed(3)
+    found, logits = model.loss(batch)
+    torch.manual_seed(3)
+    x, (values, offsets, query) = model._inputs(batch)
+    views = [model.gate.mixture(x, *masked_view(values, offsets, 0.4), query) for _ in range(2)]
+    there = offsets.diff() > 0
+    contrast = contrastive_loss(*(view[there] for view in views), batch.group[there], temperature=0.1)
+    assert torch.equal(found, model.loss_of(logits, batch) + 0.5 * contrast)
+
+
+def hard(**contrast: Any) -> CTRModel:
+    return make(gate="attention_weighted", contrast={"masking": "hard", "weight": 0.5, **contrast})
+
+
+def test_hard_views_lose_what_counts_most_for_the_averaged_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = hard(mask=0.25, teacher_decay=0.5).train(), rows_of_users()
+    with torch.no_grad():
+        for average in model.teacher.buffers():
+            average.copy_(torch.randn_like(average))
+    expected = [
+        0.5 * a + 0.5 * w.detach() for a, w in zip(model.teacher.buffers(), model.gate.parameters(), strict=True)
+    ]
+    seen = []
+    mixture = model.gate.mixture
+    monkeypatch.setattr(model.gate, "mixture", lambda *given: seen.append(given[1:3]) or mixture(*given))
+    model.loss(batch)
+    torch.testing.assert_close(list(model.teacher.buffers()), expected)
+
+    (values, offsets), *views = seen
+    _, history = model._inputs(batch)
+    attention = model.teacher(model.gate, *history)
+    assert len(views) == 2
+    for thinned, kept in views:
+        assert len(thinned) < len(values)
+        for row in range(len(batch)):
+            whole = values[offsets[row] : offsets[row + 1]].tolist()
+            rest = thinned[kept[row] : kept[row + 1]].tolist()
+            order = attention[offsets[row] : offsets[row + 1]].argsort(descending=True)
+            spared = [whole[i] for i in order[-(-len(whole) // 2) :]]  # the half that counts less stays
+            assert all(behaviour in rest for behaviour in spared)
+
+
+def test_the_teacher_follows_the_gate_in_training_alone() -> None:
+    model, batch = hard().train(), rows_of_users()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    before = [average.clone() for average in model.teacher.buffers()]
+    for _ in range(2):
+        optimizer.zero_grad()
+        model.loss(batch)[0].backward()
+        optimizer.step()
+    trained = [average.clone() for average in model.teacher.buffers()]
+    assert any(not torch.equal(one, other) for one, other in zip(before, trained, strict=True))
+    model.eval()
+    model.loss(batch)
+    model.telemetry(batch)
+    assert all(torch.equal(a, b) for a, b in zip(trained, model.teacher.buffers(), strict=True))
+    assert len(model.gates()) == len(make(gate="attention_weighted").gates())
+    assert torch.equal(model(batch), make_like(model)(batch))
+
+
+def make_like(model: CTRModel) -> CTRModel:
+    """The same model, read back from its weights."""
+    again = hard()
+    again.load_state_dict(model.state_dict())
+    return again.eval()
+
+
+def test_hard_masking_needs_a_gate_that_says_what_counts() -> None:
+    with pytest.raises(ConfigError, match=r"model\.contrast\.masking: gate 'counting' does not say.*random"):
+        make(contrast={"masking": "hard"})
+    assert make(gate="alone", contrast={"masking": "hard"}).teacher is None  # has no views at all
+    assert make(contrast={"masking": "hard", "weight": 0.0}).teacher is None
+
+
+def test_telemetry_tells_how_the_gate_s_outputs_are_spread() -> None:
+    model, batch = make(gate="attention_weighted").train(), rows_of_users()
+    state = torch.get_rng_state()
+    told = model.telemetry(batch)["gate"]
+    assert torch.equal(torch.get_rng_state(), state)  # or training would go another way
+    assert model.training
+    assert told == model.telemetry(batch)["gate"]
+    x, history = model.eval()._inputs(batch)
+    there = history.offsets.diff() > 0
+    g = model.gate.mixture(x, *history)[there].detach()
+    expected = spread(g, g, g, batch.group[there])
+    assert told["uniformity"] == pytest.approx(expected["uniformity"], rel=1e-5)
+    assert told["tolerance"] == pytest.approx(expected["tolerance"], rel=1e-5)
+    assert -1 <= told["alignment"] <= 1
+    assert "choice_2" in told
+    assert "uniformity" not in make(gate="alone").telemetry(batch)["gate"]
+    plain = Schema.of({"item": 9}, dim=4)
+    assert (
+        "uniformity" not in make(plain, gate="attention_weighted").telemetry(example_batch(plain, rows=4))["gate"]
+    )
+
+
+def test_a_lower_temperature_spreads_the_outputs_further() -> None:
+    batch = rows_of_users()
+    told = {}
+    for temperature in (0.05, 5.0):
+        model = make(gate="attention_weighted", contrast={"weight": 10.0, "temperature": temperature}).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        torch.manual_seed(1)
+        for _ in range(40):
+            optimizer.zero_grad()
+            model.loss(batch)[0].backward()
+            optimizer.step()
+        told[temperature] = model.telemetry(batch)["gate"]
+    assert told[0.05]["uniformity"] > told[5.0]["uniformity"] + 0.1

@@ -3,9 +3,11 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 
 from ctr_models import CTRModel, IdField, Schema, create_model, example_batch
+from ctr_models.export import export, tensors
 
 SCHEMA = Schema(
     sparse=(IdField(name="user", rows=12, dim=4), IdField(name="item", rows=9, dim=4)),
@@ -55,3 +57,25 @@ def test_the_order_of_a_history_does_not_matter_but_the_candidate_does() -> None
     other = model.interest(model.inputs.embed(batch)).field("clicks")
     some = batch.sequences.lengths() > 0
     assert (other != interests).any(1)[some].all()
+
+
+@pytest.mark.parametrize("encoder", ["sasrec", "mqsa"])
+def test_an_encoder_may_look_at_the_behaviours_first(encoder: str) -> None:
+    plain, model = make("din"), make("din", encoder={"name": encoder})
+    assert set(plain.state_dict()) < set(model.state_dict())
+    left = model.load_state_dict(plain.state_dict(), strict=False)
+    assert {name.split(".")[0] for name in left.missing_keys} == {"encoders"}
+    batch = example_batch(SCHEMA, rows=16)
+    some = batch.sequences.lengths() > 0
+    assert torch.equal(model(batch)[~some], plain(batch)[~some])
+    assert (model(batch) != plain(batch))[some].all()
+    model.train().loss(batch)[0].backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_with_an_encoder_it_can_be_exported() -> None:
+    model = make("din", encoder={"name": "mqsa"})
+    program = export(model).module()
+    for rows in (1, 5):
+        batch = example_batch(SCHEMA, rows=rows, seed=rows)
+        torch.testing.assert_close(program(*tensors(batch)), model(batch))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -10,8 +11,8 @@ from typer.testing import CliRunner
 
 from ctr_models.errors import ConfigError, DataError
 from pipelines.benchmarks import accuracy_bench
+from pipelines.benchmarks.report import BenchReport
 from pipelines.config import load_config
-from pipelines.datasets.frappe import FIELDS
 
 SETTINGS = """
 seed: 7
@@ -20,21 +21,6 @@ model: {name: dnn, mlp: {hidden: [4]}}
 train: {epochs: 2, batch_size: 256, threads: 1, embedding: {backend: dense}}
 """
 SHIPPED = sorted(accuracy_bench.PUBLISHED.glob("*/*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def frappe(tmp_path_factory):
-    """Files in the layout of Frappe_x1 with made-up rows."""
-    folder = tmp_path_factory.mktemp("frappe")
-    rng = np.random.default_rng(0)
-    for part, rows in (("train", 1200), ("valid", 400), ("test", 400)):
-        ids = {name: rng.integers(0, 12, rows) for name in FIELDS}
-        chance = 1 / (1 + np.exp(-(ids["user"] - ids["item"]) / 3))
-        columns = {name: ids[name].astype(str) for name in FIELDS}
-        pl.DataFrame({"label": (rng.random(rows) < chance).astype(np.int8), **columns}).write_parquet(
-            folder / f"{part}.parquet"
-        )
-    return folder
 
 
 @pytest.fixture
@@ -98,6 +84,45 @@ def test_mistakes_are_named(frappe, published, tmp_path, arguments, error, messa
     result = bench("--data", frappe, "--workdir", tmp_path, *arguments)
     assert isinstance(result.exception, error)
     assert message in str(result.exception)
+
+
+def test_models_are_compared_with_the_control_on_the_same_rows(frappe, published, tmp_path):
+    given = ["--data", frappe, "--seeds", 1, "--workdir", tmp_path, "--json", "-", "--control", "wide"]
+    result = bench(*given, "--at-least", "gain_dnn=-1")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)["figures"]
+    assert figures["gain_dnn_low"] <= figures["gain_dnn"] <= figures["gain_dnn_high"]
+    assert figures["gain_dnn"] == pytest.approx(figures["auc_dnn"] - figures["auc_wide"], abs=1e-6)
+    assert "gain_wide" not in figures
+    wrong = bench(*given[:-1], "wid")
+    assert isinstance(wrong.exception, ConfigError)
+    assert "did you mean 'wide'" in str(wrong.exception)
+
+
+def test_models_are_compared_within_the_rows_that_are_named():
+    rng = np.random.default_rng(0)
+    rows = np.arange(600)
+    label = rng.integers(0, 2, 600)
+    tenth = rows % 2  # in the odd rows the challenger knows the answer
+    noise = rng.random(600)
+    knows = np.where(tenth == 1, 0.8 * label + 0.1 + 0.01 * noise, noise)
+    frames = {
+        name: [pl.DataFrame({"row": rows, "user": rows // 3, "label": label, "probability": p})]
+        for name, p in {"none": noise, "knows": knows}.items()
+    }
+    encoded = pl.LazyFrame({"__row__": rows[::-1], "tenth": tenth[::-1]})
+    data = SimpleNamespace(
+        state=SimpleNamespace(spec=SimpleNamespace(keep=("tenth",))),
+        frame=lambda split: encoded if split == "test" else None,
+    )
+    report = BenchReport("gains", ["model"])
+    accuracy_bench._compare(report, frames, "none", data, ["tenth=1", "tenth=0"])
+    assert report.figures["gain_knows_tenth_1"] > 0.4
+    assert report.figures["gain_knows_tenth_0"] == 0
+    assert 0.1 < report.figures["gain_knows"] < 0.4
+    assert any("where tenth is 1" in note and "300 rows" in note for note in report.notes)
+    with pytest.raises(ConfigError, match="did you mean 'tenth'"):
+        accuracy_bench._compare(report, frames, "none", data, ["tent=1"])
 
 
 def test_a_folder_of_something_else_is_named(tmp_path):

@@ -47,6 +47,7 @@ def test_arms_are_trained_compared_and_reported(config):
         assert d["low"] <= d["value"] <= d["high"]
         assert d["verdict"] in ("better", "worse", "noise")
         assert (d["seeds"], d["control"]) == (2, "none")
+    mean = next(told["mean"] for told in content["arms"][1]["telemetry"].values() if told["std"] > 0)
     assert content["best_possible"]["auc"] > content["arms"][0]["test"]["auc"]["mean"]
     page = (config.parent / "runs" / "experiments" / "compare" / "report.html").read_text()
     assert "best possible" in page
@@ -55,6 +56,8 @@ def test_arms_are_trained_compared_and_reported(config):
     again = sluice("-c", config, *arms, "--seeds", 2, "--json", config.parent / "again.json")
     assert again.exit_code == 0
     assert "already trained" in again.output
+    assert re.search(rf"gated\W+\S*cross\S*\W+{mean:.4f}", again.output)
+    assert not re.search(r"none\W+\S*cross", again.output)  # it does nothing
     assert re.search(r"gated\W+AUC\W+[+-]0\.\d{5}", again.output)
     assert json.loads((config.parent / "again.json").read_text())["differences"] == content["differences"]
 

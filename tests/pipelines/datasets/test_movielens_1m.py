@@ -151,3 +151,17 @@ def test_real_histories(data_root: Path) -> None:
     assert last.select((pl.col("train") < pl.col("valid")) & (pl.col("valid") < pl.col("test"))).to_series().all()
     shares = frame["split"].value_counts(normalize=True)
     assert dict(shares.rows())["test"] == pytest.approx(0.1, abs=0.01)
+
+
+def test_next_items_are_the_last_three_of_each_user(tmp_path: Path) -> None:
+    parquet(tmp_path)
+    data = open_data(DataConfig(source="movielens_1m", path=tmp_path, options={"task": "next_item", "dim": 4}))
+    assert data.split.by == "given"
+    rows = {
+        n: p.frame.select("user_id", "history", "movie_id", "click").collect().rows() for n, p in data.parts.items()
+    }
+    # User 2 has two ratings only; user 1 saw 10, 20, 30, whatever the rating.
+    assert rows == {"train": [(1, [], 10, 1)], "valid": [(1, [10], 20, 1)], "test": [(1, [10, 20], 30, 1)]}
+    assert data.spec is not None
+    item, history = data.spec.columns
+    assert (item.name, history.table, history.target, data.spec.dim) == ("movie_id", "movie_id", "movie_id", 4)

@@ -65,7 +65,13 @@ def trained(monkeypatch) -> list[RunConfig]:
         model.config = config
         history = [{"epoch": 1, "train_loss": 0.5, "valid_auc": 0.7, "valid_logloss": 0.4, "best": True}]
         metrics = {"valid_auc": 0.7, "test_auc": 0.69}
-        return SimpleNamespace(model=model, metrics=metrics, history=history, rows_per_second=1000.0, data=data)
+        reports = [
+            {"title": "dropped", "rows": [], "totals": {"optfs/share_dropped": 0.25}},
+            {"title": "other", "rows": []},
+        ]
+        return SimpleNamespace(
+            model=model, metrics=metrics, history=history, rows_per_second=1000.0, data=data, reports=reports
+        )
 
     def predict(model, data, split, *, batch_size):
         config = model.config
@@ -77,8 +83,9 @@ def trained(monkeypatch) -> list[RunConfig]:
             user=data.table["__user__"].to_numpy(),
             label=data.table["__label__"].to_numpy(),
             probability=1 / (1 + np.exp(-(np.log(truth / (1 - truth)) + noise))),
+            tasks={},
         )
 
     monkeypatch.setattr("pipelines.training.trainer.train", train)
-    monkeypatch.setattr("pipelines.training.predict.predict", predict)
+    monkeypatch.setattr("pipelines.training.trainer.predict", predict)
     return calls

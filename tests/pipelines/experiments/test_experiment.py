@@ -178,3 +178,15 @@ def test_an_arm_may_change_neither_data_nor_budget():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         Experiment.load(tmp_path / "none.yaml")
+
+
+def test_arms_can_sweep_a_setting_within_a_setting():
+    base = ModelSpec.parse({"name": "aw_moe", "contrast": {"weight": 0.05, "temperature": 0.1}})
+    found = {
+        arm.name: arm.spec(base).config().contrast
+        for arm in (Arm.parse("t0.1"), Arm.parse("t0.5=model.contrast.temperature=0.5"))
+    }
+    assert {name: (own.temperature, own.weight) for name, own in found.items()} == {
+        "t0.1": (0.1, 0.05),
+        "t0.5": (0.5, 0.05),
+    }

@@ -166,6 +166,7 @@ def test_a_failure_is_told_ends_nothing_and_is_tried_again(study, trained, monke
 def test_what_is_not_trained_with_all_seeds_is_not_compared(study):
     assert frame_of([study])["status"].to_list() == ["missing"] * 6
     assert differences(study) == []
+    assert summary(study, frame_of([study]), [])["auc_value"].to_list() == [None] * 3
     for job in study.jobs[:-1]:
         job.run()
     assert {d.challenger for d in differences(study, resamples=200)} == {"cross: recursive"}
@@ -238,7 +239,7 @@ def test_telemetry_is_of_the_weights_that_were_kept():
         {"best": True, "gate/a/mean": 0.3, "gate/b/mean": 0.4},
         {"best": False, "gate/a/mean": 0.5, "gate/b/mean": 0.6},
     ]
-    trial = Trial(pl.DataFrame(), {}, history, 1.0, 1, fresh=False)
+    trial = Trial(pl.DataFrame(), {}, history, 1.0, 1, {}, fresh=False)
     assert telemetry_of(trial, {"a": "field", "b": "cross"}, "cross") == {"b": {"mean": 0.4}}
 
 

@@ -9,7 +9,7 @@ import pytest
 from ctr_models.errors import ConfigError, DataError
 from pipelines.evaluation.metrics import auc, evaluate
 from pipelines.experiments.experiment import Experiment
-from pipelines.experiments.offline import run_offline
+from pipelines.experiments.offline import ArmResult, run_offline
 
 TREE = {
     "name": "depth",
@@ -58,6 +58,20 @@ def test_differences_winner_and_best_possible(config, rows, trained):
     assert flat.mean("auc") == pytest.approx(np.mean([auc(y, p) for p in flat.probability]))
     assert flat.deviation("auc") == pytest.approx(np.std([auc(y, p) for p in flat.probability], ddof=1))
     assert same.hashes == flat.hashes == deep.hashes
+
+
+def test_what_the_gates_did_in_the_best_epoch_is_told_as_a_mean_over_the_seeds():
+    def history(one, best, last):
+        return [
+            {"epoch": 1, "gate/cross.0/mean": one, "best": True},
+            {"epoch": 2, "gate/cross.0/mean": best, "best": True},
+            {"epoch": 3, "gate/cross.0/mean": last, "best": False},
+        ]
+
+    histories = [history(0.1, 0.5, 0.9), history(0.2, 0.75, 0.3)]
+    arm = ArmResult("a", {}, {}, [{}, {}], histories, [1.0, 1.0], 0, np.zeros((2, 0)))
+    assert arm.telemetry() == {"cross.0": {"mean": 0.625}}
+    assert ArmResult("a", {}, {}, [{}], [[{"epoch": 1}]], [1.0], 0, np.zeros((1, 0))).telemetry() == {}
 
 
 def test_a_second_run_trains_nothing_and_finds_the_same(config, rows, trained):

@@ -79,6 +79,22 @@ def test_an_arm_against_itself_is_noise():
         assert (d.value, d.low, d.high, d.p, d.verdict) == (0, 0, 0, 1, "noise")
 
 
+def test_challengers_may_have_controls_of_their_own_and_share_alpha_all_the_same():
+    y, user, logit = world()
+    arms = {name: noisy(logit, 1 - 0.1 * i, 2, i) for i, name in enumerate("abcd")}
+    found = compare(y, user, arms, control={"b": "a", "d": "c"}, metrics=("auc",), resamples=300)
+    assert [(d.challenger, d.control) for d in found] == [("b", "a"), ("d", "c")]
+    for d in found:
+        ours, its = arms[d.challenger], arms[d.control]
+        by_hand = np.mean([auc(y, p) - auc(y, q) for p, q in zip(ours, its, strict=True)])
+        assert d.value == pytest.approx(by_hand, abs=1e-12)
+        alone = compare(y, user, {d.control: its, d.challenger: ours}, control=d.control, metrics=("auc",))[0]
+        assert d.p == pytest.approx(alone.p, abs=0.01)
+    assert [d.confidence for d in found] == [1 - level for level in holm([d.p for d in found], 0.05)]
+    same = compare(y, user, arms, control=dict.fromkeys("bcd", "a"), resamples=100)
+    assert same == compare(y, user, arms, control="a", resamples=100)
+
+
 def test_same_seed_same_interval_and_another_differs_little():
     y, user, logit = world()
     arms = {"a": noisy(logit, 1.0, 1, 1), "b": noisy(logit, 0.9, 1, 2)}
@@ -194,6 +210,8 @@ def test_weighted_mean_weighs_rows_and_clusters():
     ("change", "error", "message"),
     [
         ({"control": "c"}, ConfigError, "control: no arm 'c'"),
+        ({"control": {"b": "c"}}, ConfigError, "control: no arm 'c'"),
+        ({"control": {"c": "a"}}, ConfigError, "control: no arm 'c'"),
         ({"metrics": ("acu",)}, ConfigError, "metrics: no interval for metric 'acu'. did you mean 'auc'?"),
         ({"cluster": np.zeros(6000)}, DataError, "1 clusters are too few to tell chance from difference"),
         (

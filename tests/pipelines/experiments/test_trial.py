@@ -14,6 +14,7 @@ def test_a_finished_trial_is_read_back_and_not_trained_again(config, rows, train
     assert (first.fresh, again.fresh, len(trained)) == (True, False, 1)
     assert again.test.equals(first.test)
     assert (again.metrics, again.history, again.parameters) == (first.metrics, first.history, 3)
+    assert again.totals == first.totals == {"optfs/share_dropped": 0.25}
 
 
 def test_whatever_decides_the_outcome_trains_anew(config, rows, trained, tmp_path):

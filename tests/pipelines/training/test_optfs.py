@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import save
 
 from ctr_models.errors import ArtifactError, ConfigError
 from ctr_models.layers.selection import FixedSelection
@@ -26,9 +27,10 @@ from pipelines.features.prepare import EncodedData, prepare
 from pipelines.features.spec import FeatureSpec
 from pipelines.release.bundle import Bundle
 from pipelines.training.checkpoint import read_tensors
-from pipelines.training.optfs import read_masks, searched_model, smaller
+from pipelines.training.distributed import Ranks
+from pipelines.training.optfs import Detect, read_masks, searched_model, smaller
 from pipelines.training.predict import predict
-from pipelines.training.recipes import RecipeConfig, make_recipe
+from pipelines.training.recipes import Context, RecipeConfig, make_recipe
 from pipelines.training.trainer import train
 
 SPEC = FeatureSpec.model_validate(
@@ -261,6 +263,25 @@ def test_a_mask_of_0_or_1_without_the_scale(data, tmp_path):
     run(settings(tmp_path, keep_scale=False, search_epochs=1), data, tmp_path / "run")
     for mask in read_masks(tmp_path / "run").values():
         assert set(mask.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_a_detector_finds_nothing_in_what_was_dropped_and_much_in_what_should_not_have_been(data, tmp_path):
+    """Clicks depend on the first items alone, which the search keeps."""
+    config = settings(tmp_path, detect=True)
+    result = run(config, data, tmp_path / "run")
+    rows = {row["phase"]: row for row in result.reports[-1]["rows"]}
+    assert list(rows) == ["search", "harden", "retrain", "detect", "remove"]
+    assert abs(rows["detect"]["auc"] - 0.5) < 0.08 < rows["retrain"]["auc"] - 0.5
+    assert result.metrics["valid_auc"] == rows["retrain"]["auc"]
+
+    masks = {table: torch.zeros_like(mask) for table, mask in read_masks(result.run_dir).items()}
+    wrong = tmp_path / "wrong" / "harden" / "masks.safetensors"
+    wrong.parent.mkdir(parents=True)
+    wrong.write_bytes(save(masks))  # as if everything had been dropped
+    plain = ModelSpec(name=config.model.name, options=config.model.options)
+    me = Ranks(0, 1, torch.device("cpu"))
+    context = Context(config, data, tmp_path / "wrong", me, plain, data.schema, progress=False)
+    assert Detect().run(context).outputs["detect"]["valid"]["auc"] > 0.65
 
 
 class Broken(Exception):

@@ -19,7 +19,7 @@ def test_every_file_is_a_valid_configuration(file):
     config = load_config(file)
     assert config.train.embedding.backend == "dense"
     assert table_settings(config.train)[0] == "adam"
-    assert config.train.batch_size == 4096
+    assert config.train.batch_size == (64 if config.recipe.name == "next_item" else 4096)
 
 
 def test_all_data_sets_are_there():

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ctr_models.errors import ArtifactError, ConfigError
+from ctr_models.model import ModelSpec
 from pipelines.evaluation.metrics import auc
 from pipelines.training.predict import predict
 from pipelines.training.trainer import read_result, train
@@ -111,17 +112,26 @@ class Broken(Exception):
     pass
 
 
-@pytest.mark.parametrize("at_step", [3, 12, 17, 24])
+HARD = {"name": "aw_moe", "experts": 2, "expert": {"hidden": [4]}, "contrast": {"masking": "hard", "weight": 1.0}}
+"""Averages weights in its buffers and draws random numbers in its loss."""
+
+
+SETTINGS = {"fused": {}, "dense": {"embedding": {"backend": "dense"}}, "averaged": {"averaging": {"decay": 0.9}}}
+
+
 @pytest.mark.parametrize(
-    "more",
-    [{}, {"embedding": {"backend": "dense"}}, {"averaging": {"decay": 0.9}}],
-    ids=["fused", "dense", "averaged"],
+    ("at_step", "more", "model"),
+    [
+        *(pytest.param(n, s, None, id=f"{name}-{n}") for name, s in SETTINGS.items() for n in (3, 12, 17, 24)),
+        pytest.param(17, {}, HARD, id="hard-17"),
+    ],
 )
-def test_a_broken_run_ends_as_the_unbroken(config, history_world, tmp_path, monkeypatch, at_step, more):
+def test_a_broken_run_ends_as_the_unbroken(config, history_world, tmp_path, monkeypatch, at_step, more, model):
     """Broken off at any step: in the first epoch, at its end, in the second."""
     from pipelines.training.engine import Engine
 
     settings = config(epochs=3, checkpoint_every=5, **more)
+    settings = settings.model_copy(update={"model": ModelSpec.parse(model)} if model else {})
     whole = run(settings, history_world, tmp_path / "whole")
     step, count = Engine.step, 0
 
