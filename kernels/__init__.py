@@ -7,10 +7,16 @@ by name, for tests and benchmarks.
 from kernels import dispatch
 from kernels.activated_linear import OPERATOR as _ACTIVATED_LINEAR
 from kernels.activated_linear import activated_linear
+from kernels.bilinear_fusion import OPERATOR as _BILINEAR_FUSION
 from kernels.bilinear_fusion import bilinear_fusion
+from kernels.expert_mixture import OPERATOR as _EXPERT_MIXTURE
+from kernels.expert_mixture import expert_layer, expert_mixture
+from kernels.feature_gate import OPERATOR as _FEATURE_GATE
 from kernels.feature_gate import feature_gate
 from kernels.gated_cross import OPERATOR as _GATED_CROSS
 from kernels.gated_cross import gated_cross
+from kernels.gated_embedding import OPERATOR as _GATED_EMBEDDING
+from kernels.gated_embedding import gated_embedding
 from kernels.jagged_pool import OPERATOR as _JAGGED_POOL
 from kernels.jagged_pool import jagged_pool
 from kernels.linear_attention import OPERATOR as _LINEAR_ATTENTION
@@ -24,7 +30,18 @@ from kernels.target_layer import target_layer
 
 OPERATORS: dict[str, dispatch.Operator] = {
     one.name: one
-    for one in (_ACTIVATED_LINEAR, _GATED_CROSS, _JAGGED_POOL, _LINEAR_ATTENTION, _LINEAR_STATE, _TARGET_LAYER)
+    for one in (
+        _ACTIVATED_LINEAR,
+        _BILINEAR_FUSION,
+        _EXPERT_MIXTURE,
+        _FEATURE_GATE,
+        _GATED_CROSS,
+        _GATED_EMBEDDING,
+        _JAGGED_POOL,
+        _LINEAR_ATTENTION,
+        _LINEAR_STATE,
+        _TARGET_LAYER,
+    )
 }
 
 __all__ = [
@@ -32,8 +49,11 @@ __all__ = [
     "ActivatedLayer",
     "activated_linear",
     "bilinear_fusion",
+    "expert_layer",
+    "expert_mixture",
     "feature_gate",
     "gated_cross",
+    "gated_embedding",
     "jagged_pool",
     "linear_attention",
     "linear_state",
