@@ -66,7 +66,9 @@ def reference(
 ) -> Tensor:  # fmt: skip
     """The definition, in plain torch."""
     if activation == "dice":
-        assert alpha is not None and mean is not None and rate is not None
+        assert alpha is not None
+        assert mean is not None
+        assert rate is not None
         a = s * torch.addcmul(alpha, 1 - alpha, torch.sigmoid((s - mean) * rate))
     else:
         a = torch.sigmoid(s) if activation == "sigmoid" else torch.relu(s)
@@ -81,7 +83,9 @@ def _cpu_forward(
     for part in blocks(s.shape[0]):
         own = s[part]
         if activation == "dice":
-            assert alpha is not None and mean is not None and rate is not None
+            assert alpha is not None
+            assert mean is not None
+            assert rate is not None
             a = (own - mean).mul_(rate).sigmoid_().mul_(1 - alpha).add_(alpha).mul_(own)
         else:
             a = torch.sigmoid(own) if activation == "sigmoid" else torch.relu(own)
@@ -102,7 +106,9 @@ def _cpu_backward(
         own, g, out = s[part], gradient[part], in_s[part]
         d = torch.mm(g, weight)  # (n, h), of the activation
         if activation == "dice":
-            assert alpha is not None and mean is not None and rate is not None
+            assert alpha is not None
+            assert mean is not None
+            assert rate is not None
             centred = own - mean
             p = (centred * rate).sigmoid_()
             mixed = (p * (1 - alpha)).add_(alpha)
@@ -259,14 +265,15 @@ def _triton_backward(
     units = [weight if unit is None else unit.contiguous() for unit in (alpha, mean, rate)]
     if rows:
         _backward[(programs,)](
-            gradient.contiguous(), s.contiguous(), weight.contiguous(), *units, in_s, weights, biases, of_units, rows,
-            size, outputs, KINDS.index(activation), product_type(s.dtype), 32, *_tiles(size, outputs), num_warps=8,
+            gradient.contiguous(), s.contiguous(), weight.contiguous(), *units, in_s, weights, biases, of_units,
+            rows, size, outputs, KINDS.index(activation), product_type(s.dtype), 32, *_tiles(size, outputs),
+            num_warps=8,
         )  # fmt: skip
     in_bias = None if bias is None else biases.sum(0).to(bias.dtype)
     of_alpha, of_mean, of_rate = (
         (None, None, None)
         if alpha is None or mean is None or rate is None
-        else (t.to(unit.dtype) for t, unit in zip(of_units.sum(0), (alpha, mean, rate), strict=True))
+        else (found.to(alpha.dtype) for found in of_units.sum(0))
     )
     return in_s, weights.sum(0).to(weight.dtype), in_bias, of_alpha, of_mean, of_rate, None
 

@@ -21,7 +21,7 @@ def jagged_pool(
     softmax: bool = False,
     fused: bool = True,
 ) -> Tensor:
-    """Return sum_t w_t v_t over each row's behaviours v_t, with w_t = s_t + prior_t or their softmax within the row.
+    """Return sum_t w_t v_t over each row's behaviours v_t: w_t = s_t + prior_t, or their softmax within the row.
 
     Args:
         values: behaviours of all rows, (T, d).

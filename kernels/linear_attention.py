@@ -216,7 +216,7 @@ def _cpu_backward(
             left = c.to(q.dtype).exp_()
             in_q.addcmul_(d @ state[bucket.rows].mT, left)
             in_state[bucket.rows] = (q * left).mT @ d
-        # c_t is only ever beside q_t, with a plus, and beside k_t, with a minus; and log a_t is in c_t and all later.
+        # c_t only ever stands beside q_t, with a plus, and k_t, with a minus; log a_t is in c_t and all later ones.
         of_c = (in_q * q).addcmul_(in_k, k, value=-1)
         of_own = torch.linalg.vecdot(d, v).unsqueeze(2)  # of q_t k_t, from which c_t is absent
         in_logs = of_c.flip(1).cumsum(1).flip(1)
@@ -328,7 +328,7 @@ def triton_backward(
     state: Tensor | None,
 ) -> list[Tensor | None]:  # fmt: skip
     """Return the gradients of query, key, value, log_decay and state."""
-    rows, (total, keys), width = offsets.numel() - 1, key.shape, value.shape[1]
+    rows, keys, width = offsets.numel() - 1, key.shape[1], value.shape[1]
     own = (query, key, value, log_decay, state)
     # Read again by the kernel, and what a history adds up on its way: in floats.
     into = [None if one is None else torch.empty(one.shape, dtype=torch.float32, device=key.device) for one in own]
@@ -354,7 +354,8 @@ def _warps(tile: int) -> int:
 def allows(kinds: Sequence[torch.dtype], tensors: Sequence[Tensor | None], largest: int | None = None) -> bool:
     """Whether all tensors are of one of these types, and a state is no larger than ``largest`` numbers."""
     key, value = tensors[0], tensors[1]
-    assert key is not None and value is not None
+    assert key is not None
+    assert value is not None
     if key.dim() != 2 or not key.shape[1] or not value.shape[1]:
         return False
     state = triton.next_power_of_2(key.shape[1]) * triton.next_power_of_2(value.shape[1])

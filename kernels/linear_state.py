@@ -9,9 +9,18 @@ from torch import Tensor
 
 from kernels.dispatch import Implementation, Operator, Workload
 from kernels.linear_attention import (
-    CPU_KINDS, LARGEST_STATE, TRITON_KINDS, allows, buckets, decays, example, recurrence, triton_backward,
-    triton_forward, with_zeros,
-)  # fmt: skip
+    CPU_KINDS,
+    LARGEST_STATE,
+    TRITON_KINDS,
+    allows,
+    buckets,
+    decays,
+    example,
+    recurrence,
+    triton_backward,
+    triton_forward,
+    with_zeros,
+)
 
 
 def linear_state(

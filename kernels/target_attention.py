@@ -71,7 +71,7 @@ def target_attention(
     Example:
         >>> k, q, offsets = torch.tensor([[3.0], [5.0]]), torch.tensor([[2.0]]), torch.tensor([0, 2])
         >>> first = torch.tensor([[0.0, 0.0, 0.0, 1.0]]), torch.zeros(1)
-        >>> target_attention(k, offsets, q, first, [ActivatedLayer(torch.ones(1, 1), None, "relu")])  # 6 * 3 + 10 * 5
+        >>> target_attention(k, offsets, q, first, [ActivatedLayer(torch.ones(1, 1), None, "relu")])
         tensor([[68.]])
 
     Source: DIN, arXiv 1706.06978.

@@ -128,9 +128,9 @@ def _backward(
     width: tl.constexpr, size: tl.constexpr, product: tl.constexpr,
     block: tl.constexpr, block_width: tl.constexpr, block_size: tl.constexpr,
 ):  # fmt: skip
-    """All behaviours of every so many rows. One product a row, M = G' K, holds the gradients of q and of both weights.
+    """All behaviours of every so many rows. One product a row, M = G' K, is all that the other gradients need.
 
-    They are the sums over rows of M and of M Diag(q), and of W_p * M over units.
+    Those of both weights are the sums over rows of M and of M Diag(q); that of q is the sum of W_p * M over units.
     """
     column, unit, step = tl.arange(0, block_width), tl.arange(0, block_size), tl.arange(0, block)
     tile = unit[:, None] * width + column[None, :]  # (h, d)

@@ -35,7 +35,7 @@ def test_it_is_the_equation() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
+    ("name", "dtype"), [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
 )
 @given(**SHAPES)
 @example(rows=4097, size=3, outputs=1, activation="dice", biased=True)

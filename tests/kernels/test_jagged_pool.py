@@ -28,7 +28,7 @@ def test_it_is_the_equation(softmax) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
+    ("name", "dtype"), [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
 )
 @given(lengths=LENGTHS, width=st.integers(1, 40), softmax=st.booleans(), prior=st.booleans())
 @example(lengths=[], width=3, softmax=True, prior=False)

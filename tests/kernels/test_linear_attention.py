@@ -11,7 +11,7 @@ from kernels import linear_attention
 from kernels.linear_attention import OPERATOR
 from tests.kernels.conformance import conforms, jagged
 
-LENGTHS = st.lists(st.sampled_from([0, 0, 1, 2, 3, 9, 33]), max_size=6)
+LENGTHS = st.lists(st.sampled_from([0, 0, 1, 2, 3, 9, 17]), max_size=4)
 
 
 def arguments(
@@ -42,12 +42,12 @@ def test_it_is_the_recurrence() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
+    ("name", "dtype"), [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
 )
 @given(lengths=LENGTHS, keys=st.integers(1, 20), width=st.integers(1, 40), begun=st.booleans())
 @example(lengths=[], keys=3, width=4, begun=True)
 @example(lengths=[0, 0], keys=3, width=4, begun=True)
-@settings(max_examples=5, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=3, phases=[Phase.explicit, Phase.generate])
 def test_every_implementation(name, dtype, lengths, keys, width, begun) -> None:
     one = next(one for one in OPERATOR.implementations if one.name == name)
     conforms(OPERATOR, one, arguments(dtype, lengths, keys, width, begun=begun))
@@ -56,14 +56,14 @@ def test_every_implementation(name, dtype, lengths, keys, width, begun) -> None:
 @pytest.mark.parametrize("one", OPERATOR.implementations, ids=lambda one: one.name)
 @pytest.mark.parametrize("speed", [0.01, 1])
 def test_long_histories(one, speed) -> None:
-    longest = 2000 if one.name == "cpu" else 130  # the interpreter is slow
-    conforms(OPERATOR, one, arguments(torch.float32, [longest, 1, 50], 3, 2, speed=speed))
+    longest = 2000 if one.name == "cpu" else 40  # the interpreter is slow
+    conforms(OPERATOR, one, arguments(torch.float32, [longest, 1, 5], 3, 2, speed=speed))
 
 
 @pytest.mark.parametrize("one", OPERATOR.implementations, ids=lambda one: one.name)
 @pytest.mark.parametrize("speed", [0, 100, 1e5])
 def test_all_or_nothing_is_forgotten(one, speed) -> None:
-    conforms(OPERATOR, one, arguments(torch.float32, [30, 0, 9], 5, 4, speed=speed))
+    conforms(OPERATOR, one, arguments(torch.float32, [17, 0, 3], 5, 4, speed=speed))
 
 
 def test_a_batch_of_4097_histories_on_cpu() -> None:

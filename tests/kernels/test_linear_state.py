@@ -20,7 +20,7 @@ def test_it_is_what_the_last_behaviour_reads() -> None:
 
 @pytest.mark.parametrize("one", OPERATOR.implementations, ids=lambda one: one.name)
 @given(cuts=st.lists(st.integers(0, 6), min_size=3, max_size=3))
-@settings(max_examples=4, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
 def test_step_by_step_is_the_whole(one, cuts) -> None:
     _, k, v, log_decay, offsets, state = arguments(torch.float32, [6, 9, 0], 2, 3)
     (whole,) = one.forward(k, v, log_decay, offsets, state)
@@ -34,12 +34,12 @@ def test_step_by_step_is_the_whole(one, cuts) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
+    ("name", "dtype"), [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
 )
 @given(lengths=LENGTHS, keys=st.integers(1, 20), width=st.integers(1, 40), begun=st.booleans())
 @example(lengths=[], keys=3, width=4, begun=True)
 @example(lengths=[0, 0], keys=3, width=4, begun=True)
-@settings(max_examples=5, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=3, phases=[Phase.explicit, Phase.generate])
 def test_every_implementation(name, dtype, lengths, keys, width, begun) -> None:
     one = next(one for one in OPERATOR.implementations if one.name == name)
     begun = begun or not any(lengths)  # the definition has no gradient where nothing is added to nothing
@@ -49,8 +49,8 @@ def test_every_implementation(name, dtype, lengths, keys, width, begun) -> None:
 @pytest.mark.parametrize("one", OPERATOR.implementations, ids=lambda one: one.name)
 @pytest.mark.parametrize("speed", [0, 0.01, 1e5])
 def test_long_histories_and_all_or_nothing_forgotten(one, speed) -> None:
-    longest = 2000 if one.name == "cpu" else 130  # the interpreter is slow
-    conforms(OPERATOR, one, arguments(torch.float32, [longest, 1, 50], 3, 2, speed=speed)[1:])
+    longest = 2000 if one.name == "cpu" else 40  # the interpreter is slow
+    conforms(OPERATOR, one, arguments(torch.float32, [longest, 1, 5], 3, 2, speed=speed)[1:])
 
 
 def test_gradients() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ def inputs(kind: str, prior: bool) -> list[Tensor | None]:
         torch.randn(sum(LENGTHS)) if prior else None,
     ]
     drawn += [torch.randn(sizes[0], 4 * D) / 4, torch.randn(sizes[0])]
-    for inner, outer in zip(sizes, sizes[1:], strict=False):
+    for inner, outer in pairwise(sizes):
         drawn += [torch.randn(outer, inner) / inner**0.5, torch.randn(outer), torch.randn(inner)]
     return [None if v is None else v.double().requires_grad_() for v in drawn]
 
@@ -39,8 +41,8 @@ def call(function, kind: str, drawn: list[Tensor | None], trained: bool, **optio
     return function(values, offsets, query, (weight, bias), layers, prior, **options)
 
 
-@pytest.mark.parametrize("softmax, prior", [(False, False), (False, True), (True, False), (True, True)])
-@pytest.mark.parametrize("kind, trained", [("dice", True), ("dice", False), ("sigmoid", True), ("relu", True)])
+@pytest.mark.parametrize(("softmax", "prior"), [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(("kind", "trained"), [("dice", True), ("dice", False), ("sigmoid", True), ("relu", True)])
 def test_it_is_the_padded_network_with_the_same_gradients(kind, trained, softmax, prior) -> None:
     drawn = inputs(kind, prior)
     wanted = [

@@ -15,9 +15,7 @@ LENGTHS = st.lists(st.sampled_from([0, 0, 1, 2, 3, 33, 70]), max_size=7)
 
 
 def arguments(dtype: torch.dtype, lengths: list[int], width: int, hidden: int):
-    values, _, query, weight, bias = examples(
-        OPERATOR, dtype, rows=max(len(lengths), 1), width=width, hidden=hidden
-    )
+    _, _, query, weight, bias = examples(OPERATOR, dtype, rows=max(len(lengths), 1), width=width, hidden=hidden)
     return *jagged(lengths, width, dtype), query[: len(lengths)], weight, bias
 
 
@@ -29,7 +27,7 @@ def test_it_is_the_layer_on_the_concatenation() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
+    ("name", "dtype"), [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
 )
 @given(lengths=LENGTHS, width=st.integers(1, 40), hidden=st.integers(1, 90))
 @example(lengths=[], width=3, hidden=4)
