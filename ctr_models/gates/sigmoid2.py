@@ -93,4 +93,4 @@ class Sigmoid2Gate(Gate):
     def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``x`` times the mask."""
         last = self.mlp[-1]
-        return feature_gate(x, self.hidden(x, context), last.weight, last.bias)
+        return feature_gate(x, self.hidden(x, context), last.weight, last.bias, fused=self.fused)
