@@ -47,9 +47,9 @@ def test_shared_context_has_no_tables_and_the_same_vectors() -> None:
 def test_the_mask_of_a_learned_context_is_made_once_a_batch() -> None:
     inputs, seen = layer(feature="sigmoid2"), []
     gate = inputs.feature_gates[0]
-    gate.mlp.register_forward_hook(lambda m, i, logits: seen.append(logits.shape))  # type: ignore[union-attr]
+    gate.mlp[0].register_forward_hook(lambda m, i, hidden: seen.append(hidden.shape))  # type: ignore[union-attr]
     inputs(example_batch(SCHEMA, rows=50))
-    assert seen == [(1, 16)]
+    assert seen == [(1, 64)]
 
 
 def test_the_field_gate_scales_whole_fields() -> None:
