@@ -26,8 +26,8 @@ class Implementation:
         forward: told the arguments, returns the result first, then whatever else the backward needs.
         backward: told the gradient of the result, the arguments, and what else the forward returned; returns one
             gradient an argument, None for those that have none.
-        outputs: told the arguments, returns empty tensors of the shapes and types of all that ``forward`` returns. An
-            implementation that has them is an operator of torch, which torch.compile and export call as it is.
+        outputs: told the arguments, returns empty tensors of the shapes and types of all that ``forward`` returns.
+            An implementation that has them is an operator of torch, which torch.compile and export call as it is.
             Without, they see the plain definition, which they fuse in their own way and which needs nothing of
             Sluice where the program runs.
         returns: how many tensors ``forward`` returns.

@@ -142,8 +142,9 @@ def _triton_backward(
 
 
 def _products_backward(
-    gradient: Tensor, of_c0: Tensor, both: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None
-) -> tuple[Tensor | None, ...]:
+    gradient: Tensor, of_c0: Tensor, both: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None,
+    gate: Tensor | None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Return all gradients, from those of c0 and of both products."""
     width = c.shape[1]
     weights = weight if gate is None else torch.cat((weight, gate))  # (2 D, D)

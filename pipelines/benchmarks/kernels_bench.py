@@ -45,7 +45,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda; the GPU where there is one.")] = "",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     rounds: Annotated[int, typer.Option(min=1, help="Times that every way is measured, in turn.")] = 5,
-    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Whether to time torch.compile too.")] = True,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Time torch.compile too.")] = True,
     json: JsonPath = None,
     at_least: AtLeast = None,
     at_most: AtMost = None,
@@ -133,7 +133,8 @@ def call(way: Callable[..., Any], arguments: tuple[Any, ...], backward: bool) ->
 
         return forward
     leaves = [
-        a.detach().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments
+        a.detach().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+        for a in arguments
     ]
     wanted = [a for a in leaves if isinstance(a, torch.Tensor) and a.requires_grad]
     with torch.no_grad():

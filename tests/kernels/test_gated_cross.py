@@ -24,7 +24,9 @@ def test_without_a_gate_it_is_the_cross_layer_of_dcnv2() -> None:
     torch.testing.assert_close(gated_cross(c0, c, weight, bias), c0 * (c @ weight.T + bias) + c)
 
 
-@pytest.mark.parametrize("name, dtype", [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
+)
 @given(**SHAPES)
 @settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 def test_every_implementation(name, dtype, rows, width, gated, biased) -> None:

@@ -32,7 +32,7 @@ def test_a_wrong_operator_names_the_nearest() -> None:
     assert "gated_cross" in f"{result.output}{result.exception}"
 
 
-@pytest.mark.parametrize("bar, code", [("overhead_us=1000", 0), ("overhead_us=0", 1)])
+@pytest.mark.parametrize(("bar", "code"), [("overhead_us=1000", 0), ("overhead_us=0", 1)])
 def test_figures_and_bars(monkeypatch, tmp_path, bar: str, code: int) -> None:
     from kernels import OPERATORS
     from kernels.dispatch import Workload
