@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
+from kernels.sums import summed_product
 
 GROUP = 1024
 """Rows over which one program sums the gradient of W; the sums of all groups are added up in their order."""
@@ -211,8 +212,12 @@ def _cpu_backward(
     weighed = o2 * column
     of_o1 = torch.outer(gradient, w1)
     _by_head(of_o1, heads).baddbmm_(_by_head(weighed, heads), weight.mT)
-    of_weight = torch.bmm(_by_head(o1, heads).mT, _by_head(weighed, heads))
-    return of_o1, projected * column, of_weight, gradient @ o1, weighed.sum(0), gradient.sum()
+    if heads == 1:
+        of_weight = summed_product(o1, weighed).unsqueeze(0)
+    else:
+        of_weight = torch.bmm(_by_head(o1, heads).mT, _by_head(weighed, heads))
+    of_w1 = summed_product(column, o1).squeeze(0)
+    return of_o1, projected * column, of_weight, of_w1, weighed.sum(0), gradient.sum()
 
 
 def _fits(o1: Tensor, o2: Tensor, weight: Tensor, w1: Tensor, w2: Tensor, bias: Tensor) -> bool:

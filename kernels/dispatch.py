@@ -102,7 +102,7 @@ class Operator:
         implementations: Sequence[Implementation] = (),
         workload: Workload | None = None,
     ) -> None:
-        self.name, self.reference, self.workload = name, reference, workload
+        self.name, self.reference, self.schema, self.workload = name, reference, schema, workload
         self.implementations = tuple(implementations)
         self._traced = {one.name: _registered(name, schema, one) for one in self.implementations if one.outputs}
 

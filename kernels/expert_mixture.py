@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
+from kernels.sums import summed_product
 
 Activation = Literal["none", "relu"]
 
@@ -331,7 +332,7 @@ def _cpu_backward(
             of_x = of_x.add_(back) if rows is None else of_x.index_add_(0, rows, back)
         elif rows is not None:
             _put(of_x[:, k], rows, back)
-        torch.mm(own.T, d, out=of_weight[k])
+        of_weight[k] = summed_product(own, d)
         torch.sum(d, 0, out=of_bias[k])
     return of_x, of_gates, of_weight, of_bias, None, None, None
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
+from kernels.sums import summed_product
 
 
 def feature_gate(
@@ -193,7 +194,7 @@ def _product_backward(
     of_logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of hidden, weight and bias from those of the logits, (B or 1, D or F)."""
-    return of_logits @ weight, of_logits.T @ hidden, None if bias is None else of_logits.sum(0)
+    return of_logits @ weight, summed_product(of_logits, hidden), None if bias is None else of_logits.sum(0)
 
 
 def _cpu_forward(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctr_models import FeatureEmbedding, GateSpec, Schema, example_batch
 from ctr_models.errors import ConfigError
@@ -15,6 +16,19 @@ SCHEMA = Schema.of(
     dim=4,
     roles={"user": "user", "age": "user", "item": "item"},
 )
+
+
+class _Sigmoids(TorchDispatchMode):
+    """Notes the shape of whatever a sigmoid is taken of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if "sigmoid" in func.name():
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
 
 
 def layer(streams: int = 1, schema: Schema = SCHEMA, **gates: Any) -> GatedEmbedding:
@@ -45,11 +59,15 @@ def test_shared_context_has_no_tables_and_the_same_vectors() -> None:
 
 
 def test_the_mask_of_a_learned_context_is_made_once_a_batch() -> None:
-    inputs, seen = layer(feature="sigmoid2"), []
-    gate = inputs.feature_gates[0]
-    gate.mlp[0].register_forward_hook(lambda m, i, hidden: seen.append(hidden.shape))  # type: ignore[union-attr]
-    inputs(example_batch(SCHEMA, rows=50))
-    assert seen == [(1, 64)]
+    inputs, batch = layer(feature="sigmoid2"), example_batch(SCHEMA, rows=50)
+    with _Sigmoids() as sigmoids:
+        (x,) = inputs(batch)
+    assert x.shape == (50, 16) and sigmoids.shapes == [(1, 16)]
+    for one in inputs.feature_gates:
+        one.fused = False
+    with _Sigmoids() as sigmoids:
+        inputs(batch)
+    assert sigmoids.shapes == [(1, 16)]
 
 
 def test_the_field_gate_scales_whole_fields() -> None:
