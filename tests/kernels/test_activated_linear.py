@@ -44,6 +44,7 @@ def test_it_is_the_equation() -> None:
 @settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 def test_every_implementation(name, dtype, rows, size, outputs, activation, biased) -> None:
     one = next(one for one in OPERATOR.implementations if one.name == name)
+    rows = rows if name == "cpu" else min(rows, 150)  # the interpreter is slow
     conforms(OPERATOR, one, arguments(dtype, activation, biased=biased, rows=rows, size=size, outputs=outputs))
 
 
