@@ -32,6 +32,9 @@ class BilinearFusion(nn.Module):
     Source: FinalMLP, arXiv 2304.00902.
     """
 
+    fused: bool = True
+    """Whether a fast operator may run; ``model.kernels`` of the model sets it."""
+
     def __init__(self, d1: int, d2: int, *, heads: int) -> None:
         super().__init__()
         if heads < 1 or d1 % heads or d2 % heads:
@@ -51,4 +54,4 @@ class BilinearFusion(nn.Module):
 
     def forward(self, o1: Tensor, o2: Tensor) -> Tensor:
         """Map (B, d1) and (B, d2) to (B,)."""
-        return bilinear_fusion(o1, o2, self.weight, self.w1, self.w2, self.bias)
+        return bilinear_fusion(o1, o2, self.weight, self.w1, self.w2, self.bias, fused=self.fused)
