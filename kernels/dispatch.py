@@ -112,8 +112,7 @@ class Operator:
         if one is None:
             return self.reference(*arguments)
         if torch.compiler.is_compiling():
-            traced = self._traced.get(one.name)
-            return self.reference(*arguments) if traced is None else traced(*arguments)[0]
+            return self._traced[one.name](*arguments)[0]
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
             return _Fast.apply(one, *arguments)
         return one.forward(*arguments)[0]
@@ -128,8 +127,10 @@ class Operator:
         # Autocast rewrites the operations of the definition one by one; there is nothing to rewrite in a fast way.
         if not self.implementations or torch.is_autocast_enabled(device):
             return None
+        traced = torch.compiler.is_compiling()
         for one in self.implementations:
-            if one.device == device and one.allows(*arguments):
+            # What isn't registered is not even asked: its questions would bind sizes that are to stay dynamic.
+            if one.device == device and (one.outputs or not traced) and one.allows(*arguments):
                 return one
         return None
 

@@ -233,7 +233,7 @@ def _fits(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> boo
     return (
         x.dim() in (2, 3)
         and hidden.dim() == 2
-        and len(hidden) in (1, len(x))
+        and hidden.shape[0] in (1, x.shape[0])
         and weight.shape[0] == x.shape[1]
         and x.dtype == hidden.dtype == weight.dtype
         and (bias is None or bias.dtype == x.dtype)
