@@ -31,7 +31,8 @@ def values_plot(found: Found) -> Figure:
     axes.set(ylabel="share dropped", ylim=(-0.04, 1.04))
     axes.axhline(0.95, color=COLOURS[0], linewidth=0.8, linestyle=(0, (4, 3)))
     axes.axhline(0.01, color=COLOURS[1], linewidth=0.8, linestyle=(0, (4, 3)))
-    tidy(axes, legend=True)
+    tidy(axes)
+    axes.legend(loc="center left", frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
 
