@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ctr_models.gates.base import SLOTS, Gate, register_gate
-from kernels import gated_cross
 
 
 @register_gate("none")
@@ -39,7 +38,3 @@ class NoGate(Gate):
     def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``x`` itself."""
         return x
-
-    def cross(self, c0: Tensor, c: Tensor, layer: nn.Linear) -> Tensor:
-        """Return the cross layer of DCN-V2."""
-        return gated_cross(c0, c, layer.weight, layer.bias, fused=self.fused)
