@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
-from kernels.sums import summed_product
+from kernels.product import summed_product
 
 GROUP = 1024
 """Rows over which one program sums the gradient of W; the sums of all groups are added up in their order."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
-from kernels.sums import summed_product
+from kernels.product import product, summed_product
 
 Activation = Literal["none", "relu"]
 
@@ -296,10 +296,12 @@ def _cpu_forward(
     x: Tensor, gates: Tensor, weight: Tensor, bias: Tensor, activation: str, mixed: bool, sparse: bool
 ) -> tuple[Tensor, Tensor]:
     experts, _, outer = weight.shape
+    if x.dim() == 2 and not mixed and not sparse:
+        out = product(x, _wide(weight), bias.flatten()).view(-1, experts, outer)
+        return out, out.relu_() if activation == "relu" else out
     out = x.new_zeros((len(x), outer) if mixed else (len(x), experts, outer))
     for k, rows in enumerate(_choosers(gates, sparse)):
-        own = x if x.dim() == 2 else x[:, k]
-        said = torch.addmm(bias[k], _taken(own, rows), weight[k])
+        said = product(_taken(x if x.dim() == 2 else x[:, k], rows), weight[k].T, bias[k])
         if not mixed:
             _put(out[:, k], rows, said)
         elif rows is None:
@@ -313,7 +315,13 @@ def _cpu_backward(
     gradient: Tensor, x: Tensor, gates: Tensor, weight: Tensor, bias: Tensor,
     activation: str, mixed: bool, sparse: bool, out: Tensor,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
+    experts, inner, outer = weight.shape
     shared = x.dim() == 2
+    if shared and not mixed and not sparse:
+        d = (gradient * (out > 0) if activation == "relu" else gradient).reshape(len(x), -1)  # (B, K O)
+        of_weight = summed_product(x, d).view(inner, experts, outer).transpose(0, 1)
+        of_bias = d.sum(0).view(experts, outer)
+        return product(d, _wide(weight).T), None, of_weight.contiguous(), of_bias, None, None, None
     of_x, of_weight, of_bias = torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
     of_gates = torch.zeros_like(gates) if mixed else None
     for k, rows in enumerate(_choosers(gates, sparse)):
@@ -321,20 +329,23 @@ def _cpu_backward(
         d = _taken(gradient if mixed else gradient[:, k], rows)
         if activation == "relu":
             d = d * (_taken(out[:, k], rows) > 0)
-        # Of x_k, before it is weighed; straight into its place where it has one for all rows.
-        back = of_x[:, k] if rows is None and not shared else d.new_empty(len(d), weight.shape[1])
-        torch.mm(d, weight[k].T, out=back)
+        back = product(d, weight[k])  # of x_k, before it is weighed
         if of_gates is not None:
             weights = _taken(gates[:, k], rows).unsqueeze(1)
             _put(of_gates[:, k], rows, (back * own).sum(1).addmv_(d, bias[k]))
             d, back = d * weights, back.mul_(weights)
         if shared:
             of_x = of_x.add_(back) if rows is None else of_x.index_add_(0, rows, back)
-        elif rows is not None:
+        else:
             _put(of_x[:, k], rows, back)
         of_weight[k] = summed_product(own, d)
         torch.sum(d, 0, out=of_bias[k])
     return of_x, of_gates, of_weight, of_bias, None, None, None
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """Return the weights of one layer that holds all experts side by side, (K O, I)."""
+    return weight.transpose(1, 2).reshape(-1, weight.shape[1])
 
 
 def _choosers(gates: Tensor, sparse: bool) -> list[Tensor | None]:
@@ -377,10 +388,7 @@ def _triton_allows(
 def _cpu_allows(
     x: Tensor, gates: Tensor, weight: Tensor, bias: Tensor, activation: str, mixed: bool, sparse: bool
 ) -> bool:
-    # A layer that leaves no expert out is one wide product, and the definition's is as fast. A mixture that leaves
-    # none out is faster where O is small; where it is not, as with 80, it takes less memory in the same time.
-    own = x.dtype in (torch.float32, torch.float64) and (mixed or sparse)
-    return own and _fits(x, gates, weight, bias, activation, mixed)
+    return x.dtype in (torch.float32, torch.float64) and _fits(x, gates, weight, bias, activation, mixed)
 
 
 def _outputs(

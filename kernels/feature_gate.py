@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
-from kernels.sums import summed_product
+from kernels.product import summed_product
 
 
 def feature_gate(

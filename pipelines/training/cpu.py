@@ -13,28 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernels.product import fast_products, product, summed_product
+
 
 class _Product(torch.autograd.Function):
-    """x W^T + b and its gradients, all three products by oneDNN."""
+    """x W^T + b and its gradients, all three products the faster way."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.biased = bias is not None
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         grad = grads[0].contiguous()  # (B, O)
-        to_x = _product(grad, weight.t()) if ctx.needs_input_grad[0] else None  # (B, I)
-        to_weight = _product(grad.t(), x.t()) if ctx.needs_input_grad[1] else None  # (O, I)
+        to_x = product(grad, weight.t()) if ctx.needs_input_grad[0] else None  # (B, I)
+        to_weight = summed_product(grad, x) if ctx.needs_input_grad[1] else None  # (O, I)
         to_bias = grad.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None
         return to_x, to_weight, to_bias
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class FastLinear(nn.Linear):
@@ -44,7 +42,6 @@ class FastLinear(nn.Linear):
         """Map (B, I) to (B, O)."""
         if input.ndim != 2 or not len(input) or input.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
-        # A product with a slice of wider rows, as a chunk is, takes oneDNN up to a hundred times as long.
         return _Product.apply(input.contiguous(), self.weight, self.bias)
 
 
@@ -79,11 +76,6 @@ def keep_freed_memory(limit: int = 1 << 30) -> None:
     mallopt(m_trim_threshold, limit)
 
 
-def can_speed_up() -> bool:
-    """Whether this processor gains: one with AVX-512, which oneDNN uses whoever made it."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
-
-
 def speed_up(model: nn.Module) -> None:
     """Train the model's layers the fast way, in place; parameters, names and results in evaluation stay.
 
@@ -92,7 +84,7 @@ def speed_up(model: nn.Module) -> None:
     Args:
         model: on CPU.
     """
-    if not can_speed_up():
+    if not fast_products():
         return
     fast = {nn.Linear: FastLinear, nn.Dropout: FastDropout}
     for module in model.modules():

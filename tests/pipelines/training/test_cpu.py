@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.training import cpu
-from pipelines.training.cpu import FastDropout, FastLinear, can_speed_up, speed_up
+from kernels.product import fast_products
+from pipelines.training.cpu import FastDropout, FastLinear, speed_up
 
-avx512 = pytest.mark.skipif(not can_speed_up(), reason="needs a processor with AVX-512")
+avx512 = pytest.mark.skipif(not fast_products(), reason="needs a processor with AVX-512")
 
 FAULTS = """
 import resource, sys
@@ -54,20 +54,6 @@ def test_linear_is_linear(rows, inputs, outputs, bias):
     torch.testing.assert_close(b.grad, a.grad, rtol=1e-5, atol=1e-5)
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(dict(fast.named_parameters())[name].grad, parameter.grad, rtol=1e-5, atol=1e-5)
-
-
-@avx512
-def test_a_slice_of_wider_rows_is_laid_out_first(monkeypatch):
-    """Products with strided rows are right, but up to a hundred times slower."""
-    seen = []
-    product = cpu._product
-    monkeypatch.setattr(cpu, "_product", lambda *given: seen.append(given) or product(*given))
-    x, layer = torch.randn(64, 48, requires_grad=True), FastLinear(24, 5)
-    out = layer(x[:, 24:])
-    torch.testing.assert_close(out, nn.functional.linear(x[:, 24:], layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
-    (out.expand(2, 64, 5).sum(0) * torch.arange(5)).sum().backward()
-    assert all(t.is_contiguous() or t.t().is_contiguous() for given in seen for t in given if t is not None)
-    assert len(seen) == 3
 
 
 @avx512
