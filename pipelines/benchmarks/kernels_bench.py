@@ -6,16 +6,25 @@ roofline is the longer of the two times that its bytes and its operations need a
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ctr_models.errors import ConfigError, nearest
-from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath
+from pipelines.benchmarks.measure import timed
+from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath, progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernels.dispatch import Operator
 
 
 @dataclass(frozen=True)
@@ -41,62 +50,117 @@ class Machine:
 
 
 def main(
-    operators: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = "",
+    operators: Annotated[str, typer.Option(help="Operators, comma-separated; or all, or none.")] = "all",
+    ratios: Annotated[str, typer.Option(help="Ratios to the usual way, comma-separated; or all, or none.")] = "all",
     device: Annotated[str, typer.Option(help="cpu or cuda; the GPU where there is one.")] = "",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the operators.")] = "float32",
     rounds: Annotated[int, typer.Option(min=1, help="Times that every way is measured, in turn.")] = 5,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Time torch.compile too.")] = True,
     json: JsonPath = None,
     at_least: AtLeast = None,
     at_most: AtMost = None,
 ) -> None:
-    """Time of each operator, forward alone and with its backward, on a grid of sizes.
+    """Time of each operator, forward alone and with its backward, on a grid of sizes; and what models gain by them.
 
-    Example: sluice bench kernels --operators gated_cross --at-most overhead_us=10
+    Example: sluice bench kernels --operators gated_cross --ratios none --at-most overhead_us=10
+
+    Example: sluice bench kernels --operators none --at-least ratio_target_attention=6
     """
     import torch
+    from rich.console import Console
 
     from kernels import OPERATORS
+    from pipelines.benchmarks.kernel_ratios import RATIOS, Setting
 
-    wanted = [name.strip() for name in operators.split(",") if name.strip()] or list(OPERATORS)
-    for name in wanted:
-        if name not in OPERATORS:
-            raise ConfigError(f"no operator {name!r}", where="--operators", remedy=nearest(name, list(OPERATORS)))
+    chosen = [OPERATORS[name] for name in _named(operators, list(OPERATORS), "operator")]
+    wanted = _named(ratios, list(RATIOS), "ratio")
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in kinds:
         raise ConfigError(f"no type {dtype!r}", where="--dtype", remedy=nearest(dtype, list(kinds)))
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if where not in ("cpu", "cuda") or (where == "cuda" and not torch.cuda.is_available()):
         raise ConfigError(f"no device {where!r} here", where="--device", remedy="use cpu")
-    machine = measured(where, kinds[dtype])
     title = f"Kernels on {torch.cuda.get_device_name() if where == 'cuda' else 'the CPU'}, {dtype}"
     columns = ["operator", "sizes", "pass", "way", "ms", "vs eager", "vs compile", "of the roofline"]
     report = BenchReport(title, columns)
     report.note(
+        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    sizes = sum(len(one.workload.grid) for one in chosen if one.workload)
+    with progress(Console(stderr=True), sizes + len(wanted)) as step:
+        if chosen:
+            _operators(report, chosen, where, kinds[dtype], rounds, compiled, step)
+        for name in wanted:
+            step(f"ratio {name}")
+            RATIOS[name](report, Setting(where, rounds, compiled))
+    report.figures["overhead_us"] = overhead() * 1e6
+    report.note(f"choosing an implementation adds {report.figures['overhead_us']:.2f} microseconds to a call")
+    report.finish(json, at_least, at_most)
+
+
+def _named(words: str, known: list[str], what: str) -> list[str]:
+    """Return the names in a comma-separated list, all of them or none."""
+    if words in ("all", "none"):
+        return known if words == "all" else []
+    names = [name.strip() for name in words.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"no {what} {name!r}", where=f"--{what}s", remedy=nearest(name, [*known, "all", "none"])
+            )
+    return names
+
+
+def _processor() -> str:
+    """Return the processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _operators(
+    report: BenchReport,
+    chosen: Sequence[Operator],
+    device: str,
+    dtype: torch.dtype,
+    rounds: int,
+    compiled: bool,
+    step: Callable[[str], None],
+) -> None:
+    """Add the rows and figures of the operators, each on its grid."""
+    import torch
+
+    machine = measured(device, dtype)
+    report.note(
         f"a copy moves {machine.bandwidth / 1e9:.1f} GB/s, a product computes {machine.rate / 1e9:.0f} Gflop/s; "
         "the roofline counts each input and output once; a backward is counted as two forwards"
     )
-    for name in wanted:
-        operator = OPERATORS[name]
+    for operator in chosen:
         assert operator.workload is not None
         for sizes in operator.workload.grid:
-            arguments = operator.workload.make(torch.Generator().manual_seed(0), where, kinds[dtype], **sizes)
+            shown = ", ".join(f"{k} {v:,}" for k, v in sizes.items())
+            step(f"{operator.name}, {shown}")
+            arguments = operator.workload.make(torch.Generator().manual_seed(0), device, dtype, **sizes)
             ways: dict[str, Callable[..., Any]] = {"fused": operator, "eager": operator.reference}
             if compiled:
-                mode = "max-autotune-no-cudagraphs" if where == "cuda" else "default"
+                mode = "max-autotune-no-cudagraphs" if device == "cuda" else "default"
                 ways["compile"] = torch.compile(operator.reference, mode=mode, dynamic=False)
             bound = machine.roofline(operator.workload.moved(*arguments), operator.workload.computed(*arguments))
             for backward in (False, True):
                 calls = {way: call(way_of, arguments, backward) for way, way_of in ways.items()}
-                seconds = timed(calls, rounds, where)
-                key = "_".join([name, *(f"{k}{v}" for k, v in sizes.items()), "step" if backward else "forward"])
+                seconds = timed(calls, rounds, device)
+                key = "_".join([operator.name, *(f"{k}{v}" for k, v in sizes.items())])
+                key += "_step" if backward else "_forward"
                 report.figures[f"ratio_eager_{key}"] = seconds["eager"] / seconds["fused"]
                 if compiled:
                     report.figures[f"ratio_compile_{key}"] = seconds["compile"] / seconds["fused"]
                 report.figures[f"roofline_{key}"] = bound * (3 if backward else 1) / seconds["fused"]
                 report.row(
-                    name,
-                    ", ".join(f"{k} {v:,}" for k, v in sizes.items()),
+                    operator.name,
+                    shown,
                     "forward + backward" if backward else "forward",
                     operator.chosen(*arguments),
                     seconds["fused"] * 1e3,
@@ -104,9 +168,6 @@ def main(
                     report.figures[f"ratio_compile_{key}"] if compiled else "",
                     report.figures[f"roofline_{key}"],
                 )
-    report.figures["overhead_us"] = overhead() * 1e6
-    report.note(f"choosing an implementation adds {report.figures['overhead_us']:.2f} microseconds to a call")
-    report.finish(json, at_least, at_most)
 
 
 def measured(device: str, dtype: Any) -> Machine:
@@ -140,34 +201,6 @@ def call(way: Callable[..., Any], arguments: tuple[Any, ...], backward: bool) ->
     with torch.no_grad():
         gradient = torch.ones_like(way(*arguments))
     return lambda: torch.autograd.grad(way(*leaves), wanted, gradient, allow_unused=True)
-
-
-def timed(calls: dict[str, Callable[[], Any]], rounds: int, device: str, least: float = 0.05) -> dict[str, float]:
-    """Return the seconds of one call of each, the best of the rounds; the calls take turns in each round."""
-    import torch
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    repeats, best = {}, dict.fromkeys(calls, float("inf"))
-    for name, one in calls.items():
-        for _ in range(3):  # the last of them without compilation or first touch
-            wait()
-            start = time.perf_counter()
-            one()
-            wait()
-            once = time.perf_counter() - start
-        repeats[name] = max(1, int(least / max(once, 1e-7)))
-    for _ in range(rounds):
-        for name, one in calls.items():
-            wait()
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                one()
-            wait()
-            best[name] = min(best[name], (time.perf_counter() - start) / repeats[name])
-    return best
 
 
 def overhead() -> float:

@@ -6,7 +6,8 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,6 +143,38 @@ class BenchReport:
         if key not in self.figures:
             raise ConfigError(f"no figure {key!r}", where=option, remedy=nearest(key, self.figures))
         return key, bar
+
+
+@contextmanager
+def progress(talk: Console, steps: int) -> Iterator[Callable[[str], None]]:
+    """Show how many steps are done, which one runs, and the time that is left; gone at the end.
+
+    Args:
+        talk: where; nothing is shown unless it is a terminal.
+        steps: how many there will be.
+
+    Yields:
+        What is to be called as each step begins, with its name.
+
+    Example:
+        >>> with progress(Console(stderr=True), 2) as step:
+        ...     for name in ("first", "second"):
+        ...         step(name)
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Steps may take minutes: the estimate goes by all of them, not by those of the last half minute.
+    with Progress(*columns, console=talk, transient=True, speed_estimate_period=86400) as bar:
+        task = bar.add_task("", total=steps)
+        begun = 0
+
+        def step(what: str) -> None:
+            nonlocal begun
+            bar.update(task, description=what, completed=begun)
+            begun += 1
+
+        yield step
 
 
 def _shown(cell: object) -> str:

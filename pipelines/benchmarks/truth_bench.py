@@ -7,19 +7,16 @@ training is kept under the work directory and read back, so a run that broke off
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ctr_models.errors import ConfigError, nearest
-from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath
+from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath, progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pipelines.benchmarks.truth_parts import Figures, Part
 
 Found = dict[str, list["Figures"]]
@@ -56,7 +53,7 @@ def main(
         f"planted truth, {seeds} worlds each", ["part", "arm", "figure", "mean", "from", "to", "of each world"]
     )
     found: dict[str, Found] = {}
-    with _progress(talk, sum(len(PARTS[name].arms) for name in wanted) * seeds) as step:
+    with progress(talk, sum(len(PARTS[name].arms) for name in wanted) * seeds) as step:
         for name in wanted:
             found[name] = {arm: [] for arm in PARTS[name].arms}
             for arm in PARTS[name].arms:
@@ -127,21 +124,3 @@ def _add(report: BenchReport, name: str, arm: str, key: str, values: Sequence[fl
     if shown:
         worlds = ", ".join(f"{value:.3f}" for value in values)
         report.row(name, arm, key, *(f"{x:.4f}" for x in (over.mean, over.low, over.high)), worlds)
-
-
-@contextmanager
-def _progress(talk: Console, trainings: int) -> Iterator[Callable[[str], None]]:
-    """Show how many trainings are done, which one runs, and the time that is left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=talk, transient=True) as bar:
-        task = bar.add_task("", total=trainings)
-        begun = 0
-
-        def step(what: str) -> None:
-            nonlocal begun
-            bar.update(task, description=what, completed=begun)
-            begun += 1
-
-        yield step

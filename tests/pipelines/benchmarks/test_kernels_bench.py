@@ -5,7 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.benchmarks.kernels_bench import Machine, overhead, timed
+from pipelines.benchmarks.kernel_ratios import RATIOS, Setting
+from pipelines.benchmarks.kernels_bench import Machine, overhead
 from pipelines.cli import build_app
 
 
@@ -15,21 +16,34 @@ def test_the_roofline_is_the_longer_of_the_two_times() -> None:
     assert machine.roofline(moved=20, computed=900) == 9.0
 
 
-def test_calls_are_timed_in_turn_and_the_best_round_counts() -> None:
-    calls: list[str] = []
-    seconds = timed({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, "cpu", least=0.0)
-    assert calls == ["a"] * 3 + ["b"] * 3 + ["a", "b", "a", "b"]
-    assert set(seconds) == {"a", "b"} and all(s >= 0 for s in seconds.values())
-
-
 def test_the_overhead_is_a_few_microseconds() -> None:
     assert 0 < overhead() < 1e-3
 
 
-def test_a_wrong_operator_names_the_nearest() -> None:
-    result = CliRunner().invoke(build_app(), ["bench", "kernels", "--operators", "gated_crosss"])
+@pytest.mark.parametrize(
+    ("option", "wrong", "right"),
+    [("operators", "gated_crosss", "gated_cross"), ("ratios", "constant_contex", "constant_context")],
+)
+def test_a_wrong_name_tells_the_nearest(option: str, wrong: str, right: str) -> None:
+    result = CliRunner().invoke(build_app(), ["bench", "kernels", f"--{option}", wrong])
     assert result.exit_code != 0
-    assert "gated_cross" in f"{result.output}{result.exception}"
+    assert right in f"{result.output}{result.exception}"
+
+
+def test_ratios_alone(monkeypatch, tmp_path) -> None:
+    told = []
+
+    def ratio(report, setting) -> None:
+        told.append(setting)
+        report.figures["ratio_own"] = 2.0
+
+    monkeypatch.setitem(RATIOS, "own", ratio)
+    path = tmp_path / "figures.json"
+    arguments = ["--operators", "none", "--ratios", "own", "--rounds", "3", "--no-compile", "--json", str(path)]
+    result = CliRunner().invoke(build_app(), ["bench", "kernels", "--device", "cpu", *arguments])
+    assert result.exit_code == 0, result.output
+    assert told == [Setting("cpu", rounds=3, compiled=False)]
+    assert set(json.loads(path.read_text())["figures"]) == {"ratio_own", "overhead_us"}
 
 
 @pytest.mark.parametrize(("bar", "code"), [("overhead_us=1000", 0), ("overhead_us=0", 1)])
@@ -42,7 +56,17 @@ def test_figures_and_bars(monkeypatch, tmp_path, bar: str, code: int) -> None:
     small = Workload(workload.make, ({"rows": 3, "width": 4},), workload.moved, workload.computed)
     monkeypatch.setattr(OPERATORS["gated_cross"], "workload", small)
     monkeypatch.setattr("pipelines.benchmarks.kernels_bench.measured", lambda *_: Machine(1e9, 1e9))
-    arguments = ["bench", "kernels", "--operators", "gated_cross", "--no-compile", "--rounds", "1"]
+    arguments = [
+        "bench",
+        "kernels",
+        "--operators",
+        "gated_cross",
+        "--ratios",
+        "none",
+        "--no-compile",
+        "--rounds",
+        "1",
+    ]
     path = tmp_path / "figures.json"
     result = CliRunner().invoke(build_app(), [*arguments, "--device", "cpu", "--json", str(path), "--at-most", bar])
     assert result.exit_code == code, result.output
