@@ -10,8 +10,9 @@ Example:
 """
 
 from ctr_models.batch import Batch, EncodedRows, Ragged
+from ctr_models.candidates import Candidates, takes_candidates
 from ctr_models.embeddings import Embedded, FeatureEmbedding
-from ctr_models.example import example_batch, example_rows
+from ctr_models.example import example_batch, example_candidates, example_rows
 from ctr_models.gates import GATES, Gate, GateConfig, GateShape, GateSpec, register_gate
 from ctr_models.model import MODELS, CTRModel, ModelConfig, ModelSpec, create_model, register_model
 from ctr_models.schema import DenseField, IdField, Schema
@@ -21,6 +22,7 @@ __all__ = [
     "MODELS",
     "Batch",
     "CTRModel",
+    "Candidates",
     "DenseField",
     "Embedded",
     "EncodedRows",
@@ -36,7 +38,9 @@ __all__ = [
     "Schema",
     "create_model",
     "example_batch",
+    "example_candidates",
     "example_rows",
     "register_gate",
     "register_model",
+    "takes_candidates",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ctr_models.batch import Batch, EncodedRows, Ragged
+from ctr_models.candidates import Candidates
 from ctr_models.schema import Schema
 
 
@@ -58,3 +60,27 @@ def example_batch(schema: Schema, *, rows: int = 4, seed: int = 0) -> Batch:
         3
     """
     return example_rows(schema, rows=rows, seed=seed).batch()
+
+
+def example_candidates(schema: Schema, *, counts: Sequence[int] = (4,), seed: int = 0) -> Candidates:
+    """Return random candidates, to try how a model scores requests.
+
+    What the fields of role ``user`` and ``context`` say is shared, crosses with a field of the item left out.
+
+    Args:
+        schema: the fields.
+        counts: candidates of each user.
+        seed: same seed, same candidates.
+
+    Example:
+        >>> schema = Schema.of({"user": 10, "item": 20, "hour": 24}, roles={"user": "user", "item": "item"})
+        >>> candidates = example_candidates(schema, counts=[3, 2])
+        >>> len(candidates), sorted(candidates.names)
+        (5, ['hour', 'user'])
+    """
+    own = {f.name for f in schema.fields if f.role == "item"}
+    own |= {f.name for f in schema.sparse if not own.isdisjoint(f.of)}
+    shared = [f.name for f in schema.fields if f.name not in own]
+    users = example_rows(schema.only(shared), rows=len(counts), seed=seed)
+    items = example_rows(schema.only(own), rows=sum(counts), seed=seed + 1)
+    return Candidates.of(users, items, counts)

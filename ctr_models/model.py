@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctr_models.batch import Batch
+from ctr_models.candidates import Candidates
 from ctr_models.embeddings import FeatureEmbedding
 from ctr_models.errors import ConfigError, explain, nearest
 from ctr_models.gates.base import Gate, GateSpec
@@ -151,6 +152,32 @@ class CTRModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Return logits, (B,) float32."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def scores(self, candidates: Candidates) -> Tensor:
+        """Return the logits of candidates, (N,), what a user shares with all of them computed once a user.
+
+        A model whose forward is marked by :func:`ctr_models.candidates.takes_candidates` looks shared fields up
+        once a user, and so computes its first layer; any other one gets plain rows. Both give what :meth:`forward`
+        gives for plain rows, to rounding. For evaluation, on an unsharded model; there are no gradients.
+
+        Args:
+            candidates: of this model's schema.
+
+        Raises:
+            ValueError: the candidates do not bring each field of the schema once.
+            RuntimeError: the model is in training mode, where a row's logit may depend on the others.
+        """
+        if self.training:
+            raise RuntimeError("scores are computed in evaluation mode, the model is training: call model.eval()")
+        candidates.check(self.schema)
+        if not len(candidates):
+            return candidates.own.label.new_empty(0)
+        if not candidates.names:
+            return self(candidates.own)
+        if getattr(type(self).forward, "takes_candidates", False):
+            return self(candidates)
+        return self(candidates.joined(self.schema))
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ from kernels.linear_attention import linear_attention
 from kernels.linear_state import OPERATOR as _LINEAR_STATE
 from kernels.linear_state import linear_state
 from kernels.moments import moments
+from kernels.scores import OPERATOR as _SCORES
+from kernels.scores import shared_linear
 from kernels.target_attention import ActivatedLayer, target_attention
 from kernels.target_layer import OPERATOR as _TARGET_LAYER
 from kernels.target_layer import target_layer
@@ -40,6 +42,7 @@ OPERATORS: dict[str, dispatch.Operator] = {
         _JAGGED_POOL,
         _LINEAR_ATTENTION,
         _LINEAR_STATE,
+        _SCORES,
         _TARGET_LAYER,
     )
 }
@@ -58,6 +61,7 @@ __all__ = [
     "linear_attention",
     "linear_state",
     "moments",
+    "shared_linear",
     "target_attention",
     "target_layer",
 ]

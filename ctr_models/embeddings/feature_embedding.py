@@ -16,9 +16,11 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from ctr_models.batch import Batch
+from ctr_models.candidates import Candidates
 from ctr_models.embeddings.alignment import Alignment
 from ctr_models.errors import ConfigError, nearest
 from ctr_models.schema import IdField, Schema
+from ctr_models.shared_rows import Rows, SharedRows, columns_of, joined
 
 # TorchRec asks torch.fx a question on every look-up that torch answers with a warning.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -29,23 +31,28 @@ class Embedded:
     """The vectors of a batch.
 
     Args:
-        flat: all fields side by side, (B, D); a sequence stands in it as the mean of its vectors.
+        flat: all fields side by side, (B, D); a sequence stands in it as the mean of its vectors. Of candidates,
+            rows that keep apart what is shared.
         names: the fields, in the order in which they stand in ``flat``.
         dims: their dimensions.
-        sequences: the vectors of each behaviour history, (total, d) with lengths (B,).
+        sequences: the vectors of each behaviour history, (total, d) with lengths (B,); of candidates whose users
+            share it, with lengths (U,).
     """
 
-    flat: Tensor
+    flat: Rows
     names: tuple[str, ...]
     dims: tuple[int, ...]
     sequences: dict[str, JaggedTensor] = field(default_factory=dict)
 
     def stacked(self) -> Tensor:
-        """Return the fields as (B, F, d), a view; all must have one dimension."""
-        return self.flat.view(self.flat.shape[0], len(self.names), self.dims[0])
+        """Return the fields as (B, F, d), a view of plain rows; all must have one dimension."""
+        flat = joined(self.flat)
+        return flat.view(flat.shape[0], len(self.names), self.dims[0])
 
     def field(self, name: str) -> Tensor:
-        """Return one field, (B, d), a view."""
+        """Return one field, (B, d), a view of plain rows."""
+        if isinstance(self.flat, SharedRows):
+            return self.flat.field(name)
         position = self.names.index(name)
         start = sum(self.dims[:position])
         return self.flat[:, start : start + self.dims[position]]
@@ -242,8 +249,10 @@ class FeatureEmbedding(nn.Module):
         vectors = {name: looked_up[dim][name] for name, dim in names}
         return None if pooled is None else self._in_order(pooled), vectors
 
-    def forward(self, batch: Batch) -> Embedded:
-        """Return the batch's vectors."""
+    def forward(self, batch: Batch | Candidates) -> Embedded:
+        """Return the batch's vectors; of candidates, those that are shared once a user."""
+        if isinstance(batch, Candidates):
+            return self._of_candidates(batch)
         values, vectors = self.look_up(batch)
         if not self._plain:
             return self._by_field(batch, values, vectors)
@@ -260,6 +269,43 @@ class FeatureEmbedding(nn.Module):
         parts.extend(mean_pool(own) for own in sequences.values())
         flat = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return Embedded(flat, self.names, self.dims, sequences)
+
+    def _of_candidates(self, candidates: Candidates) -> Embedded:
+        if self._masks:  # which are told of whole rows
+            return self.forward(candidates.joined(self._schema))
+        tables, names = self.tables(), candidates.names
+        shared, sequences = self._of_fields(candidates.shared, names, tables)
+        own, others = self._of_fields(candidates.own, {f.name for f in self._schema.fields} - names, tables)
+        rows = SharedRows(shared, own, candidates.offsets, columns_of(self.names, self.dims, names))
+        return Embedded(rows, self.names, self.dims, sequences | others)
+
+    def _of_fields(
+        self, batch: Batch, there: Collection[str], tables: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, JaggedTensor]]:
+        """Look up those fields of this embedding that a batch holds, straight in unsharded tables."""
+        parts: dict[str, Tensor] = {}
+        sequences: dict[str, JaggedTensor] = {}
+        if self.dense_vectors is not None:
+            columns = [f.name for f in self._schema.dense if f.name in there]
+            for d, vector in zip(self._kept.dense, self.dense_vectors.split(self._dense_dims), strict=True):
+                if d.name in there:
+                    parts[d.name] = batch.dense[:, columns.index(d.name), None] * vector
+        ids = _ids_by_key(batch.sparse) | _ids_by_key(batch.sequences)
+        for f in (*self._kept.sparse, *self._kept.sequences):
+            if f.name not in there:
+                continue
+            values, lengths = ids[f.name]
+            x = F.embedding(values, tables[f.table])
+            if not self._plain:
+                x = self.align(f.name, x)
+            if f.kind != "categorical":
+                own = JaggedTensor(values=x, lengths=lengths)
+                x = mean_pool(own)
+                if f.kind == "sequence":
+                    sequences[f.name] = own
+            parts[f.name] = x
+        found = [parts[name] for name in self.names if name in parts]
+        return torch.cat(found, dim=1) if found else batch.dense.new_empty(len(batch), 0), sequences
 
     def _by_field(self, batch: Batch, values: Tensor | None, vectors: dict[str, JaggedTensor]) -> Embedded:
         """Mask and align what was looked up."""
@@ -297,6 +343,14 @@ class FeatureEmbedding(nn.Module):
         if list(pooled.keys()) == self.bag_names:
             return pooled.values()
         return KeyedTensor.regroup([pooled], [self.bag_names])[0]
+
+
+def _ids_by_key(ids: KeyedJaggedTensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return ids and lengths of each key."""
+    if not ids.keys():
+        return {}
+    values, lengths = ids.values().split(ids.length_per_key()), ids.lengths().view(len(ids.keys()), -1)
+    return dict(zip(ids.keys(), zip(values, lengths, strict=True), strict=True))
 
 
 def mean_pool(vectors: JaggedTensor) -> Tensor:

@@ -144,6 +144,11 @@ class Gate(nn.Module):
         super().__init__()
         self.config, self.shape = config, shape
 
+    @property
+    def by_context(self) -> bool:
+        """Slots feature and field: whether ``x`` has no say in the mask, so that one context needs but one mask."""
+        return False
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the mask, broadcastable to ``x``; or what the slot asks for instead of a mask.
 

@@ -6,13 +6,15 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import nn
 
 from ctr_models.batch import Batch
+from ctr_models.candidates import Candidates
 from ctr_models.embeddings import Embedded, FeatureEmbedding
 from ctr_models.errors import ConfigError, nearest
 from ctr_models.gates.base import GateConfig, GateShape, GateSpec
 from ctr_models.schema import DenseField, IdField, Schema
+from ctr_models.shared_rows import Rows, SharedRows
 
 ROLES = ("user", "item", "context")
 INNER = ("learned", "self")
@@ -90,12 +92,14 @@ class GateContext(nn.Module):
             dims = dict(zip(embedding.names, embedding.dims, strict=True))
             self.width = sum(dims[n] for n in self.names)
 
-    def forward(self, batch: Batch, embedded: Embedded) -> Tensor | None:
+    def forward(self, batch: Batch | Candidates, embedded: Embedded) -> Rows | None:
         """Return the context, (B, C), or None when the gate finds it in itself."""
         if not self.names:
             return None
         if self.embedding is not None:
             return self.embedding(batch).flat
+        if isinstance(embedded.flat, SharedRows):
+            return embedded.flat.pick(self.names)
         return torch.cat([embedded.field(n) for n in self.names], dim=1)
 
 

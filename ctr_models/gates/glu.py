@@ -41,6 +41,11 @@ class GLUGate(Gate):
         if config.start == "identity":
             nn.init.zeros_(self.linear.weight)
 
+    @property
+    def by_context(self) -> bool:
+        """Whether the context is supplied, and not the gated vector itself."""
+        return self.shape.context > 0
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the mask, (B or 1, D)."""
         return type(self).activation(self.linear(x if context is None else context))

@@ -26,6 +26,7 @@ class NoGate(Gate):
     """
 
     slots = frozenset(SLOTS)
+    by_context = True
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return a mask of ones with one element; in slots expert and interaction weights, (B, K)."""

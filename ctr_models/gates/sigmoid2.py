@@ -76,6 +76,11 @@ class Sigmoid2Gate(Gate):
             nn.init.zeros_(last.weight)
         self.mlp = nn.Sequential(*layers, last)
 
+    @property
+    def by_context(self) -> bool:
+        """Whether the context is supplied or learned, and not the gated vector itself."""
+        return self.shape.context > 0 or self.learned is not None
+
     def hidden(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return what the perceptron's last product is taken of, (B or 1, H)."""
         if context is None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ctr_models.gates.base import Gate, GateShape, GateSpec
 from ctr_models.layers.mlp import linear
+from ctr_models.shared_rows import Rows, joined
 
 
 class CrossNetwork(nn.Module):
@@ -50,9 +51,9 @@ class CrossNetwork(nn.Module):
         gate: Gate = self.gates[depth]  # type: ignore[assignment]
         return gate.cross(c0, c, self.linears[depth])  # type: ignore[arg-type]
 
-    def forward(self, c0: Tensor) -> Tensor:
+    def forward(self, c0: Rows) -> Tensor:
         """Map (B, D) to (B, D)."""
-        c = c0
+        c = c0 = joined(c0)
         for depth in range(len(self.gates)):
             c = self.layer(depth, c0, c)
         return c

@@ -7,11 +7,13 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from ctr_models.batch import Batch
+from ctr_models.candidates import Candidates
 from ctr_models.embeddings import Embedded, FeatureEmbedding
 from ctr_models.errors import ConfigError
-from ctr_models.gates.base import GateShape, GateSpec
+from ctr_models.gates.base import Gate, GateShape, GateSpec
 from ctr_models.gates.context import GateContext, stream_spec
 from ctr_models.schema import Schema
+from ctr_models.shared_rows import Rows, SharedRows, joined
 
 
 class GatedEmbedding(nn.Module):
@@ -79,21 +81,41 @@ class GatedEmbedding(nn.Module):
             )
         self._field_gated = field.name != "none"
 
-    def embed(self, batch: Batch) -> Embedded:
+    def embed(self, batch: Batch | Candidates) -> Embedded:
         """Return the ungated vectors."""
         return self.embedding(batch)
 
-    def forward(self, batch: Batch) -> list[Tensor]:
+    def forward(self, batch: Batch | Candidates) -> list[Rows]:
         """Return the gated input of each stream, (B, D)."""
         return self.gated(batch, self.embedding(batch))
 
-    def gated(self, batch: Batch, embedded: Embedded) -> list[Tensor]:
-        """Return the gated input of each stream, (B, D), from vectors that are at hand."""
+    def gated(self, batch: Batch | Candidates, embedded: Embedded) -> list[Rows]:
+        """Return the gated input of each stream, (B, D), from vectors that are at hand.
+
+        Of candidates, rows stay apart from what they share wherever the gate's mask is the same for all candidates
+        of a user.
+        """
         x = embedded.flat
         if self._field_gated:
-            stacked = embedded.stacked()  # (B, F, d)
-            x = self.field_gate.gated(stacked, self.field_context(batch, embedded)).flatten(1)
+            x = _gated(self.field_gate, x, self.field_context(batch, embedded))
         return [
-            gate.gated(x, context(batch, embedded))
+            _gated(gate, x, context(batch, embedded))
             for gate, context in zip(self.feature_gates, self.contexts, strict=True)
         ]
+
+
+def _gated(gate: Gate, x: Rows, context: Rows | None) -> Rows:
+    """Return what passes a gate, (B, D)."""
+
+    def as_gated(rows: Tensor) -> Tensor:
+        return rows.unflatten(1, (gate.shape.fields, -1)) if gate.shape.slot == "field" else rows
+
+    of_users = not isinstance(context, SharedRows) or not context.own.shape[1]
+    if isinstance(x, SharedRows) and gate.by_context and of_users:
+        if gate.name == "none":
+            return x
+        users = as_gated(x.users())
+        mask = gate(users, context.shared if isinstance(context, SharedRows) else context)
+        return x.masked(mask.expand(-1, *users.shape[1:]).flatten(1))
+    context = None if context is None else joined(context)
+    return gate.gated(as_gated(joined(x)), context).flatten(1)

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ctr_models.batch import Batch
+from ctr_models.candidates import Candidates
 from ctr_models.embeddings import FeatureEmbedding
 from ctr_models.schema import Schema
+from ctr_models.shared_rows import summed
 
 
 class LinearTerm(nn.Module):
@@ -36,6 +38,6 @@ class LinearTerm(nn.Module):
         self.embedding = FeatureEmbedding(schema.with_dim(self.WIDTH), std=std, prefix=prefix)
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch | Candidates) -> Tensor:
         """Return (B,)."""
-        return self.embedding(batch).stacked()[:, :, 0].sum(1) + self.bias
+        return summed(lambda x: x[:, :: self.WIDTH].sum(1), self.embedding(batch).flat) + self.bias

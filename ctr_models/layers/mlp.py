@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
 from ctr_models.layers.dice import Dice
+from ctr_models.shared_rows import Rows, SharedRows
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -62,10 +63,17 @@ class MLP(nn.Sequential):
             layers.append(linear(width, outputs))
         super().__init__(*layers)
         self.width = width if outputs is None else outputs
+        self.fused = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, inputs) to (B, width)."""
-        return super().forward(x)
+    def forward(self, x: Rows) -> Tensor:
+        """Map (B, inputs) to (B, width); of candidates, the first layer computes what is shared once a user."""
+        if not isinstance(x, SharedRows):
+            return super().forward(x)
+        first, *rest = self
+        y = x.linear(first, fused=self.fused)
+        for layer in rest:
+            y = layer(y)
+        return y
 
 
 def layer_activation(name: LayerActivation, size: int) -> nn.Module:

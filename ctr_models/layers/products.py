@@ -5,21 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ctr_models.shared_rows import Rows, summed
 
-def pairwise(e: Tensor) -> Tensor:
-    """Return the sum of <e_i, e_j> over pairs i < j as half of (|sum e|^2 - sum |e|^2).
+
+def pairwise(x: Rows, dim: int) -> Tensor:
+    """Return the sum of <e_i, e_j> over pairs of fields i < j as half of (|sum e|^2 - sum |e|^2).
 
     Args:
-        e: (B, F, d).
+        x: the fields e side by side, (B, F d).
+        dim: d.
 
     Returns:
         (B,).
 
     Example:
-        >>> pairwise(torch.tensor([[[1.0], [2.0], [3.0]]]))  # 1*2 + 1*3 + 2*3
+        >>> pairwise(torch.tensor([[1.0, 2.0, 3.0]]), 1)  # 1*2 + 1*3 + 2*3
         tensor([11.])
     """
-    return 0.5 * (e.sum(1).square().sum(1) - e.square().sum((1, 2)))
+    total = summed(lambda e: e.view(e.shape[0], e.shape[1] // dim, dim).sum(1), x)  # (B, d)
+    return 0.5 * (total.square().sum(1) - summed(lambda e: e.square().sum(1), x))
 
 
 class InnerProducts(nn.Module):

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ctr_models.batch import Batch
+from ctr_models.candidates import Candidates, takes_candidates
 from ctr_models.gates.base import GateSpec
 from ctr_models.layers.gated_embedding import GatedEmbedding
 from ctr_models.layers.linear_term import LinearTerm
@@ -47,12 +48,13 @@ class DeepFM(CTRModel):
 
     def __init__(self, config: DeepFMConfig, schema: Schema, gates: Mapping[str, GateSpec]) -> None:
         super().__init__(config, schema, gates)
-        schema.common_dim(self.name)
+        self.dim = schema.common_dim(self.name)
         self.linear = LinearTerm(schema, std=config.embedding_std)
         self.inputs = GatedEmbedding(schema, gates, std=config.embedding_std)
         self.mlp = MLP(self.inputs.width, config.mlp, outputs=1)
 
-    def forward(self, batch: Batch) -> Tensor:
+    @takes_candidates
+    def forward(self, batch: Batch | Candidates) -> Tensor:
         """Return logits, (B,)."""
         (x,) = self.inputs(batch)  # (B, D)
-        return self.linear(batch) + pairwise(x.view(len(x), self.inputs.fields, -1)) + self.mlp(x).squeeze(1)
+        return self.linear(batch) + pairwise(x, self.dim) + self.mlp(x).squeeze(1)

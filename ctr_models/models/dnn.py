@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ctr_models.batch import Batch
+from ctr_models.candidates import Candidates, takes_candidates
 from ctr_models.gates.base import GateSpec
 from ctr_models.layers.exits import Exits, ExitsConfig
 from ctr_models.layers.gated_embedding import GatedEmbedding
 from ctr_models.layers.mlp import MLP, MLPConfig
 from ctr_models.model import CTRModel, ModelConfig, register_model
 from ctr_models.schema import Schema
+from ctr_models.shared_rows import joined
 
 
 class DNNConfig(ModelConfig):
@@ -50,15 +52,16 @@ class DNN(CTRModel):
         depth = gates["depth"]
         self.exits = None if depth.name == "none" else Exits(self.mlp, depth, config.exits)
 
-    def forward(self, batch: Batch) -> Tensor:
+    @takes_candidates
+    def forward(self, batch: Batch | Candidates) -> Tensor:
         """Return logits, (B,)."""
         (x,) = self.inputs(batch)  # (B, D)
         if self.exits is None:
             return self.mlp(x).squeeze(1)
         # Leaving out layers row by row is no program of fixed steps.
         if self.training or torch.compiler.is_compiling():
-            return self.exits(self.mlp, x).taken()
-        return self.exits.early(self.mlp, x)
+            return self.exits(self.mlp, joined(x)).taken()
+        return self.exits.early(self.mlp, joined(x))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the training loss and the logits, (B,); with exits, their expected loss and cost."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ctr_models.batch import Batch
+from ctr_models.candidates import Candidates, takes_candidates
 from ctr_models.gates.base import GateSpec
 from ctr_models.layers.gated_embedding import GatedEmbedding
 from ctr_models.layers.mlp import MLP, MLPConfig
@@ -45,7 +46,8 @@ class DualMLP(CTRModel):
         self.mlp1 = MLP(self.inputs.width, config.mlp1, outputs=1)
         self.mlp2 = MLP(self.inputs.width, config.mlp2, outputs=1)
 
-    def forward(self, batch: Batch) -> Tensor:
+    @takes_candidates
+    def forward(self, batch: Batch | Candidates) -> Tensor:
         """Return logits, (B,)."""
         x1, x2 = self.inputs(batch)  # (B, D) each
         return (self.mlp1(x1) + self.mlp2(x2)).squeeze(1)

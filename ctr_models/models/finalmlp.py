@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ctr_models.batch import Batch
+from ctr_models.candidates import Candidates, takes_candidates
 from ctr_models.gates.base import GateShape, GateSpec
 from ctr_models.layers.fusion import BilinearFusion
 from ctr_models.layers.gated_embedding import GatedEmbedding
@@ -60,7 +61,8 @@ class FinalMLP(CTRModel):
         self.fusion_gate1 = gates["fusion"].build(GateShape(slot="fusion", width=d1, context=d2))
         self.fusion_gate2 = gates["fusion"].build(GateShape(slot="fusion", width=d2, context=d1))
 
-    def forward(self, batch: Batch) -> Tensor:
+    @takes_candidates
+    def forward(self, batch: Batch | Candidates) -> Tensor:
         """Return logits, (B,)."""
         x1, x2 = self.inputs(batch)  # (B, D) each
         o1, o2 = self.mlp1(x1), self.mlp2(x2)  # (B, d1), (B, d2)

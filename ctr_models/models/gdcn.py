@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ctr_models.batch import Batch
+from ctr_models.candidates import Candidates, takes_candidates
 from ctr_models.gates.base import GateSpec
 from ctr_models.layers.cross import CrossNetwork
 from ctr_models.layers.gated_embedding import GatedEmbedding
@@ -63,7 +64,8 @@ class GDCN(CTRModel):
         deep = self.mlp.width if self.mlp is not None else 0
         self.head = linear({"parallel": width + deep, "stacked": deep, "cross_only": width}[config.form], 1)
 
-    def forward(self, batch: Batch) -> Tensor:
+    @takes_candidates
+    def forward(self, batch: Batch | Candidates) -> Tensor:
         """Return logits, (B,)."""
         (c0,) = self.inputs(batch)  # (B, D)
         crossed = self.cross(c0)  # (B, D)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ctr_models.batch import Batch
+from ctr_models.candidates import Candidates, takes_candidates
 from ctr_models.gates.base import GateSpec
 from ctr_models.layers.linear_term import LinearTerm
 from ctr_models.model import CTRModel, ModelConfig, register_model
@@ -28,6 +29,7 @@ class LR(CTRModel):
         super().__init__(config, schema, gates)
         self.linear = LinearTerm(schema, std=config.embedding_std)
 
-    def forward(self, batch: Batch) -> Tensor:
+    @takes_candidates
+    def forward(self, batch: Batch | Candidates) -> Tensor:
         """Return logits, (B,)."""
         return self.linear(batch)

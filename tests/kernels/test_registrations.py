@@ -32,6 +32,7 @@ SIZES: dict[str, list[dict[str, int]]] = {
     "jagged_pool": [{"rows": 2, "width": 3}],
     "linear_attention": [{"rows": 2, "width": 3}],
     "linear_state": [{"rows": 2, "width": 3}],
+    "scores": [{"users": 2, "each": 3, "shared": 4, "own": 5, "hidden": 6}],
     "target_layer": [{"rows": 2, "width": 3, "hidden": 4}],
 }
 CALLS = [
