@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
-from kernels.product import summed_product
+from kernels.product import product, summed_product
 
 GROUP = 1024
 """Rows over which one program sums the gradient of W; the sums of all groups are added up in their order."""
@@ -193,12 +193,25 @@ def _by_head(stream: Tensor, heads: int) -> Tensor:
     return stream.view(len(stream), heads, stream.shape[1] // heads).transpose(0, 1)
 
 
+def _times_heads(stream: Tensor, weight: Tensor) -> Tensor:
+    """Return each head of (B, d) times its own matrix of (k, d/k, e/k), side by side, (B, e), on CPU."""
+    heads = len(weight)
+    if _wide(weight):
+        return torch.cat([product(x, w.T) for x, w in zip(stream.chunk(heads, 1), weight, strict=True)], dim=1)
+    out = stream.new_empty(len(stream), heads * weight.shape[2])
+    torch.bmm(_by_head(stream, heads), weight, out=_by_head(out, heads))
+    return out
+
+
+def _wide(weight: Tensor) -> bool:
+    """Whether heads are so wide that a product of each is faster than one of all."""
+    return min(weight.shape[1:]) >= 100
+
+
 def _cpu_forward(
     o1: Tensor, o2: Tensor, weight: Tensor, w1: Tensor, w2: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    heads = len(weight)
-    projected = torch.empty_like(o2)
-    torch.bmm(_by_head(o1, heads), weight, out=_by_head(projected, heads))
+    projected = _times_heads(o1, weight)
     projected += w2
     out = torch.addmv(bias.expand(len(o1)), o1, w1)
     return out.add_((projected * o2).sum(1)), projected
@@ -210,10 +223,10 @@ def _cpu_backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     heads, column = len(weight), gradient.unsqueeze(1)
     weighed = o2 * column
-    of_o1 = torch.outer(gradient, w1)
-    _by_head(of_o1, heads).baddbmm_(_by_head(weighed, heads), weight.mT)
-    if heads == 1:
-        of_weight = summed_product(o1, weighed).unsqueeze(0)
+    of_o1 = _times_heads(weighed, weight.mT).addcmul_(column, w1)
+    if heads == 1 or _wide(weight):
+        pairs = zip(o1.chunk(heads, 1), weighed.chunk(heads, 1), strict=True)
+        of_weight = torch.stack([summed_product(left, right) for left, right in pairs])
     else:
         of_weight = torch.bmm(_by_head(o1, heads).mT, _by_head(weighed, heads))
     of_w1 = summed_product(column, o1).squeeze(0)

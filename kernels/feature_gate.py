@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
-from kernels.product import summed_product
+from kernels.product import product, summed_product
 
 
 def feature_gate(
@@ -194,11 +194,12 @@ def _product_backward(
     of_logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of hidden, weight and bias from those of the logits, (B or 1, D or F)."""
-    return of_logits @ weight, summed_product(of_logits, hidden), None if bias is None else of_logits.sum(0)
+    of_bias = None if bias is None else of_logits.sum(0)
+    return product(of_logits, weight.T), summed_product(of_logits, hidden), of_bias
 
 
 def _cpu_forward(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    mask = F.linear(hidden, weight, bias).sigmoid_().mul_(2)
+    mask = product(hidden, weight, bias).sigmoid_().mul_(2)
     return x * (mask.unsqueeze(2) if x.dim() == 3 else mask), mask
 
 

@@ -40,6 +40,13 @@ def test_cpu(rows, heads, head1, head2) -> None:
     conforms(OPERATOR, OPERATOR.implementations[1], arguments)
 
 
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_heads_so_wide_that_each_has_a_product_of_its_own(heads: int, rows: int) -> None:
+    arguments = examples(OPERATOR, torch.float32, rows=rows, heads=heads, d1=heads * 110, d2=heads * 101)
+    conforms(OPERATOR, OPERATOR.implementations[1], arguments)
+
+
 def test_rows_of_several_groups(monkeypatch) -> None:
     """The gradient of W is summed by groups of rows, which are added up."""
     one = OPERATOR.implementations[0]
