@@ -148,7 +148,7 @@ class SharedRows:
     def replaced(self, fields: Mapping[str, Tensor]) -> SharedRows:
         """Return rows with other values in some fields, (N, d) each, which are then the candidates' own."""
         old = self.columns
-        columns = columns_of(old.names, old.dims, old.shared - fields.keys())
+        columns = columns_of(old.names, old.dims, old.shared.difference(fields))
         kept = [self.shared[:, run.within] for name, run in old.fields.items() if name in columns.shared]
         own = [fields[n] if n in fields else self.field(n) for n in old.names if n not in columns.shared]
         shared = torch.cat([self.shared[:, :0], *kept], dim=1)

@@ -88,6 +88,11 @@ class GumbelGate(SelectionGate):
         if config.start == "identity" and masks:
             self.bound = 2.0  # type: ignore[misc]
 
+    @property
+    def by_context(self) -> bool:
+        """Slot field: True, since each field has its own logit."""
+        return self.logits is not None
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the weights, (B, K); in slots selection and field the mask, (B or 1, F, 1)."""
         if self.shape.slot == "selection":

@@ -65,6 +65,11 @@ class HardConcreteGate(SelectionGate):
         self.initial_logit = first  # type: ignore[misc]
         self.logits = nn.Parameter(torch.full((1, shape.fields), first)) if shape.slot == "field" else None
 
+    @property
+    def by_context(self) -> bool:
+        """Slot field: True, since each field has its own logit."""
+        return self.logits is not None
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the mask, (B, F, 1); in slot field (1, F, 1) where nothing is drawn."""
         if self.logits is None:

@@ -24,6 +24,19 @@ def takes_one_context_for_all_rows(case: Case) -> None:
 
 
 @clause(
+    "by context",
+    "let by_context be True only where forward never reads x",
+    applies=lambda case: case.slot in ("feature", "field"),
+)
+def keeps_x_out_of_a_mask_by_context(case: Case) -> None:
+    """A gate that says so has the same mask for any x: candidates of one context are given one."""
+    gate = case.gate(stirred=True).eval()
+    x, *context = inputs(case, gate)
+    if gate.by_context:
+        same(gate(x + 1, *context), gate(x, *context), "by_context is True, and the mask depends on x")
+
+
+@clause(
     "widths",
     "size layers by shape.context and shape.width, so that other widths are errors",
     applies=lambda case: case.context and case.slot in ("feature", "field", "cross", "fusion", "selection"),

@@ -48,6 +48,9 @@ class MLP(nn.Sequential):
         torch.Size([2, 1])
     """
 
+    fused: bool = True
+    """Whether fast operators may run; ``model.kernels`` of the model sets it."""
+
     def __init__(self, inputs: int, config: MLPConfig, *, outputs: int | None = None) -> None:
         layers: list[nn.Module] = []
         width = inputs
@@ -63,7 +66,6 @@ class MLP(nn.Sequential):
             layers.append(linear(width, outputs))
         super().__init__(*layers)
         self.width = width if outputs is None else outputs
-        self.fused = True
 
     def forward(self, x: Rows) -> Tensor:
         """Map (B, inputs) to (B, width); of candidates, the first layer computes what is shared once a user."""
