@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
+from kernels.product import product, summed_product
 
 
 def gated_cross(
@@ -148,20 +149,22 @@ def _products_backward(
     """Return all gradients, from those of c0 and of both products."""
     width = c.shape[1]
     weights = weight if gate is None else torch.cat((weight, gate))  # (2 D, D)
-    of_c = torch.addmm(gradient, both, weights)
-    of_weight = both[:, :width].T @ c
-    of_gate = None if gate is None else both[:, width:].T @ c
+    of_c = product(both, weights.T).add_(gradient)
+    of_weights = summed_product(both, c)  # (D or 2 D, D)
     of_bias = None if bias is None else both[:, :width].sum(0)
-    return of_c0, of_c, of_weight, of_bias, of_gate
+    if gate is None:
+        return of_c0, of_c, of_weights, of_bias, None
+    of_weight, of_gate = of_weights.chunk(2)
+    return of_c0, of_c, of_weight.clone(), of_bias, of_gate.clone()  # an operator may not return two views of one
 
 
 def _cpu_forward(
     c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    crossed = F.linear(c, weight, bias)
+    crossed = product(c, weight, bias)
     if gate is None:
         return torch.addcmul(c, c0, crossed), crossed, c.new_empty(0)
-    mask = F.linear(c, gate).sigmoid_()
+    mask = product(c, gate).sigmoid_()
     out = crossed * mask
     return torch.addcmul(c, c0, out, out=out), crossed, mask
 

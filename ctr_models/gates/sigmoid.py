@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ctr_models.gates.base import Gate, GateConfig, GateShape, register_gate
 from ctr_models.layers.mlp import linear
+from kernels import gated_cross
 
 
 @register_gate("sigmoid")
@@ -41,3 +42,9 @@ class SigmoidGate(Gate):
         while mask.dim() < x.dim():
             mask = mask.unsqueeze(1)
         return mask if self.bound == 1.0 else mask * self.bound
+
+    def cross(self, c0: Tensor, c: Tensor, layer: nn.Linear) -> Tensor:
+        """Return the cross layer of GDCN."""
+        if self.bound != 1.0:
+            return super().cross(c0, c, layer)
+        return gated_cross(c0, c, layer.weight, layer.bias, self.linear.weight, fused=self.fused)
