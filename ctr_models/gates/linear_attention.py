@@ -11,6 +11,7 @@ from ctr_models.gates.base import GateConfig, GateShape, register_gate
 from ctr_models.gates.none import NoGate
 from ctr_models.jagged import rows_of
 from ctr_models.layers.mlp import linear
+from kernels import linear_state
 
 
 class LinearAttentionConfig(GateConfig):
@@ -100,27 +101,16 @@ class LinearAttentionGate(NoGate):
             read, torch.ones_like(scores), offsets, query
         )
 
-    def state(self, values: Tensor, offsets: Tensor, *, before: Tensor | None = None, chunk: int = 4096) -> Tensor:
+    def state(self, values: Tensor, offsets: Tensor, *, before: Tensor | None = None) -> Tensor:
         """Return the state at the end of each history, (B, K, D).
 
         Args:
             values: behaviours of all histories, oldest first, (T, D).
             offsets: where each history begins, and T at the end, (B + 1,).
             before: the state that the histories go on from, (B, K, D); zeros if not given.
-            chunk: behaviours whose outer products are held at a time.
         """
-        kept, rows = self.kept(values, offsets)
-        written = self.value(values)
-        count = offsets.numel() - 1
-        state = values.new_zeros(count, kept.shape[1], values.shape[1])
-        for start in range(0, values.shape[0], chunk):
-            part = slice(start, start + chunk)
-            state = state.index_add(0, rows[part], kept[part].unsqueeze(2) * written[part].unsqueeze(1))
-        if before is None:
-            return state
-        logs = self._log_forget(values)
-        left = logs.new_zeros(count, logs.shape[1]).index_add(0, rows, logs).exp()  # (B, K)
-        return left.unsqueeze(2) * before + state
+        forgotten = self._log_forget(values)
+        return linear_state(self.key(values), self.value(values), forgotten, offsets, before, fused=self.fused)
 
     def read(self, state: Tensor, query: Tensor) -> Tensor:
         """Return o = q S of each candidate, (B, D); a state may serve several, (1, K, D)."""

@@ -38,9 +38,11 @@ def test_one_number_wide_it_can_be_done_by_hand() -> None:
     torch.testing.assert_close(pooled, torch.tensor([[0.5 * 3.0 + 0.5 * 14 * 67.5]]))
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("keys", [0, 3])
-def test_the_sum_is_the_recurrence(keys: int) -> None:
+def test_the_sum_is_the_recurrence(keys: int, fused: bool) -> None:
     gate, values, query = make(keys=keys, calm=2.0), torch.randn(10, 4), torch.randn(4, 4)
+    gate.fused = fused
     zero = torch.zeros(keys or 4, 4)
     states = torch.stack([step_by_step(gate, history, zero) for history in values.split(LENGTHS)])
     torch.testing.assert_close(gate.state(values, OFFSETS), states)
@@ -61,11 +63,6 @@ def test_a_state_can_be_kept_and_moved_on() -> None:
     state = gate.state(torch.cat(early), torch.tensor([0, 1, 1, 1, 4]))
     state = gate.state(torch.cat(late), torch.tensor([0, 2, 2, 3, 6]), before=state)
     torch.testing.assert_close(state, whole)
-
-
-def test_the_chunks_change_nothing() -> None:
-    gate, values = make(), torch.randn(10, 4)
-    torch.testing.assert_close(gate.state(values, OFFSETS, chunk=3), gate.state(values, OFFSETS))
 
 
 def test_one_state_serves_many_candidates() -> None:
