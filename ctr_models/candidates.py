@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctr_models.batch import Batch, EncodedRows
 from ctr_models.jagged import rows_of
-from ctr_models.schema import Schema
+from ctr_models.schema import IdField, Schema
 
 Forward = TypeVar("Forward", bound=Callable[..., Tensor])
 
@@ -69,6 +69,10 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.own)
 
+    def to(self, device: torch.device) -> Candidates:
+        """Return the candidates on ``device``."""
+        return Candidates(self.shared.to(device), self.own.to(device), self.offsets.to(device), self.names)
+
     @cached_property
     def user(self) -> Tensor:
         """The user of each candidate, (N,)."""
@@ -108,22 +112,44 @@ class Candidates:
             dense[:, is_shared], dense[:, ~is_shared] = self.shared.dense[self.user], self.own.dense
         return Batch(
             dense=dense,
-            sparse=self._joined(self.shared.sparse, self.own.sparse, [f.name for f in schema.sparse]),
-            sequences=self._joined(self.shared.sequences, self.own.sequences, [f.name for f in schema.sequences]),
+            sparse=self._joined(self.shared.sparse, self.own.sparse, schema.sparse),
+            sequences=self._joined(self.shared.sequences, self.own.sequences, schema.sequences),
             label=self.own.label,
             group=self.own.group,
         )
 
-    def _joined(self, shared: KeyedJaggedTensor, own: KeyedJaggedTensor, names: list[str]) -> KeyedJaggedTensor:
+    def _joined(
+        self, shared: KeyedJaggedTensor, own: KeyedJaggedTensor, fields: Sequence[IdField]
+    ) -> KeyedJaggedTensor:
         if not shared.keys():
             return own
-        lengths = shared.lengths().view(len(shared.keys()), shared.stride())  # (F, U)
-        starts = shared.offsets()[:-1].view_as(lengths)
-        repeated = lengths[:, self.user].flatten()  # (F * N,)
-        ids = spread_ids(shared.values(), starts[:, self.user].flatten(), repeated)
-        keyed = KeyedJaggedTensor(keys=shared.keys(), values=ids, lengths=repeated, stride=len(self))
-        both = KeyedJaggedTensor.concat([keyed, own]) if own.keys() else keyed
-        return both if both.keys() == names else both.permute([both.keys().index(name) for name in names])
+        ids, lengths = [], []
+        of_shared, of_own = _by_key(shared), _by_key(own)
+        for f in fields:
+            values, counts = (of_shared if f.name in self.names else of_own)[f.name]
+            if f.name in self.names and f.kind == "categorical":
+                values, counts = values[self.user], counts[self.user]
+            elif f.name in self.names:
+                starts = (counts.cumsum(0) - counts)[self.user]
+                counts = counts[self.user]
+                values = spread_ids(values, starts, counts)
+            ids.append(values)
+            lengths.append(counts)
+        return KeyedJaggedTensor(
+            keys=[f.name for f in fields],
+            values=torch.cat(ids),
+            lengths=torch.cat(lengths),
+            stride=len(self),
+            length_per_key=[len(one) for one in ids],
+        )
+
+
+def _by_key(ids: KeyedJaggedTensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return ids and lengths of each key."""
+    if not ids.keys():
+        return {}
+    lengths = ids.lengths().view(len(ids.keys()), ids.stride())
+    return dict(zip(ids.keys(), zip(ids.values().split(ids.length_per_key()), lengths, strict=True), strict=True))
 
 
 def spread_ids(values: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:

@@ -125,6 +125,7 @@ class FeatureEmbedding(nn.Module):
             repeats = torch.tensor(columns).repeat_interleave(torch.tensor(self._dense_dims))
             self.register_buffer("_repeats", repeats, persistent=False)
 
+        self._id_fields = {f.name: f for f in (*kept.sparse, *kept.sequences)}
         dims = {f.name: f.dim for f in kept.fields}
         self.dims: tuple[int, ...] = tuple(dims[n] for n in self.names)
 
@@ -273,39 +274,46 @@ class FeatureEmbedding(nn.Module):
     def _of_candidates(self, candidates: Candidates) -> Embedded:
         if self._masks:  # which are told of whole rows
             return self.forward(candidates.joined(self._schema))
-        tables, names = self.tables(), candidates.names
-        shared, sequences = self._of_fields(candidates.shared, names, tables)
-        own, others = self._of_fields(candidates.own, {f.name for f in self._schema.fields} - names, tables)
-        rows = SharedRows(shared, own, candidates.offsets, columns_of(self.names, self.dims, names))
+        tables = self.tables()
+        shared, sequences = self._of_fields(candidates, tables, shared=True)
+        own, others = self._of_fields(candidates, tables, shared=False)
+        rows = SharedRows(shared, own, candidates.offsets, columns_of(self.names, self.dims, candidates.names))
         return Embedded(rows, self.names, self.dims, sequences | others)
 
     def _of_fields(
-        self, batch: Batch, there: Collection[str], tables: Mapping[str, Tensor]
+        self, candidates: Candidates, tables: Mapping[str, Tensor], *, shared: bool
     ) -> tuple[Tensor, dict[str, JaggedTensor]]:
-        """Look up those fields of this embedding that a batch holds, straight in unsharded tables."""
-        parts: dict[str, Tensor] = {}
-        sequences: dict[str, JaggedTensor] = {}
+        """Look up the fields of users, or those of candidates, straight in unsharded tables."""
+        batch = candidates.shared if shared else candidates.own
+        names = [name for name in self.names if (name in candidates.names) == shared]
+        numbers: dict[str, Tensor] = {}
         if self.dense_vectors is not None:
-            columns = [f.name for f in self._schema.dense if f.name in there]
+            columns = [f.name for f in self._schema.dense if (f.name in candidates.names) == shared]
             for d, vector in zip(self._kept.dense, self.dense_vectors.split(self._dense_dims), strict=True):
-                if d.name in there:
-                    parts[d.name] = batch.dense[:, columns.index(d.name), None] * vector
+                if d.name in columns:
+                    numbers[d.name] = batch.dense[:, columns.index(d.name), None] * vector
         ids = _ids_by_key(batch.sparse) | _ids_by_key(batch.sequences)
-        for f in (*self._kept.sparse, *self._kept.sequences):
-            if f.name not in there:
+        parts: list[Tensor] = []
+        sequences: dict[str, JaggedTensor] = {}
+        for name in names:
+            if name in numbers:
+                parts.append(numbers[name])
                 continue
-            values, lengths = ids[f.name]
-            x = F.embedding(values, tables[f.table])
+            f = self._id_fields[name]
+            x = torch.embedding(tables[f.table], ids[name])  # straight: this is once a field of every request
             if not self._plain:
-                x = self.align(f.name, x)
-            if f.kind != "categorical":
-                own = JaggedTensor(values=x, lengths=lengths)
-                x = mean_pool(own)
-                if f.kind == "sequence":
-                    sequences[f.name] = own
-            parts[f.name] = x
-        found = [parts[name] for name in self.names if name in parts]
-        return torch.cat(found, dim=1) if found else batch.dense.new_empty(len(batch), 0), sequences
+                x = self.align(name, x)
+            if f.kind == "categorical":
+                parts.append(x)
+                continue
+            given = batch.sequences if f.kind == "sequence" else batch.sparse
+            own = JaggedTensor(
+                values=x, lengths=given.lengths().view(len(given.keys()), -1)[given.keys().index(name)]
+            )
+            parts.append(mean_pool(own))
+            if f.kind == "sequence":
+                sequences[name] = own
+        return torch.cat(parts, dim=1) if parts else batch.dense.new_empty(len(batch), 0), sequences
 
     def _by_field(self, batch: Batch, values: Tensor | None, vectors: dict[str, JaggedTensor]) -> Embedded:
         """Mask and align what was looked up."""
@@ -345,12 +353,8 @@ class FeatureEmbedding(nn.Module):
         return KeyedTensor.regroup([pooled], [self.bag_names])[0]
 
 
-def _ids_by_key(ids: KeyedJaggedTensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return ids and lengths of each key."""
-    if not ids.keys():
-        return {}
-    values, lengths = ids.values().split(ids.length_per_key()), ids.lengths().view(len(ids.keys()), -1)
-    return dict(zip(ids.keys(), zip(values, lengths, strict=True), strict=True))
+def _ids_by_key(ids: KeyedJaggedTensor) -> dict[str, Tensor]:
+    return dict(zip(ids.keys(), ids.values().split(ids.length_per_key()), strict=True)) if ids.keys() else {}
 
 
 def mean_pool(vectors: JaggedTensor) -> Tensor:

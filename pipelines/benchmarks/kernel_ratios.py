@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipelines.benchmarks.measure import peak_memory, timed
 from pipelines.benchmarks.report import BenchReport
+from pipelines.benchmarks.score_ratios import scores
 
 if TYPE_CHECKING:
     from kernels import ActivatedLayer
@@ -167,4 +168,5 @@ def _tell(report: BenchReport, name: str, sizes: str, what: str, seconds: dict[s
 RATIOS: dict[str, Callable[[BenchReport, Setting], None]] = {
     "target_attention": target_attention,
     "constant_context": constant_context,
+    "scores": scores,
 }

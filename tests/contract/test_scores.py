@@ -48,7 +48,7 @@ CONTEXTS = [
     for slot in ("feature", "field")
     for gate in GATES
     if slot in GATES[gate].slots and issubclass(GATES[gate].Config, ContextConfig)
-    for context in ("self", "user", "item", "city+user", "item+user")
+    for context in ("self", "user", "item", "hour+city", "item+user")
     for tables in ("own", "shared")
 ]
 

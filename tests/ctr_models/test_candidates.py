@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from ctr_models import (
     Batch,
@@ -16,7 +15,6 @@ from ctr_models import (
     takes_candidates,
 )
 from ctr_models.candidates import spread_ids
-from ctr_models.embeddings import feature_embedding
 from ctr_models.example import example_rows
 from ctr_models.models.dnn import DNN
 
@@ -67,13 +65,13 @@ def test_pieces_may_be_empty_and_repeated() -> None:
 
 
 def test_what_is_shared_is_looked_up_once_a_user(monkeypatch) -> None:
-    looked_up, plain = [], F.embedding
+    looked_up, plain = [], torch.embedding
 
-    def embedding(ids, weight):
+    def embedding(weight, ids):
         looked_up.append(len(ids))
-        return plain(ids, weight)
+        return plain(weight, ids)
 
-    monkeypatch.setattr(feature_embedding.F, "embedding", embedding)
+    monkeypatch.setattr(torch, "embedding", embedding)
     users, own = rows_of_both([500])
     create_model("dnn", SCHEMA).eval().scores(Candidates.of(users, own))
     assert sum(looked_up) == 2 * 500 + 1 + len(users.ragged["tags"].values) + len(users.ragged["history"].values)
