@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ctr_models.batch import EncodedRows, Ragged
+from ctr_models.candidates import Candidates
 from ctr_models.errors import RequestError, nearest
+from ctr_models.schema import Schema
 from pipelines.features.canonical import DTYPES, MAX_TEXT, Type, canonical
 from pipelines.features.crosses import Hashed, cross_keys, part_type
 from pipelines.features.encoders import MISSING, UNKNOWN, standardise, user_ids
@@ -33,7 +35,7 @@ class OnlineEncoder:
 
     The raw row of a candidate is ``{**user, **context, **candidate}``; a column that none of them gives is
     missing. A history made from the log is given as a list under its name, oldest first. A column that no
-    candidate gives is encoded once and repeated.
+    candidate gives is encoded once, and repeated where rows are asked for.
 
     Args:
         state: fitted.
@@ -68,6 +70,8 @@ class OnlineEncoder:
         given = (spec.user, spec.item, spec.timestamp, *spec.keep)
         labels = spec.labels.values()
         self._allowed = frozenset((*spec.request_columns, *(n for n in given if n and n not in labels)))
+        # Of a client, all requests share the same fields.
+        self._parts = lru_cache(maxsize=64)(self._split)
 
     def encode(
         self,
@@ -91,33 +95,47 @@ class OnlineEncoder:
         """
         request = _Request(user, context, candidates, self._allowed)
         size = len(candidates)
-        dense = np.empty((size, len(self._schema.dense)), dtype=np.float32)
-        single: list[np.ndarray] = []
-        ragged: dict[str, Ragged] = {}
-        for i, f in enumerate(self._schema.fields):
-            encoded: np.ndarray | Ragged
+        columns = {name: repeat(one, size) if same else one for name, (one, same) in self._encoded(request).items()}
+        return _rows(self._schema, columns, self._users(request, size))
+
+    def candidates(
+        self,
+        user: Mapping[str, Any],
+        context: Mapping[str, Any],
+        candidates: Sequence[Mapping[str, Any]],
+    ) -> Candidates:
+        """Encode the candidates of one request, keeping apart what they share.
+
+        Args:
+            user: as in :meth:`encode`, which says also what is raised.
+            context: likewise.
+            candidates: likewise.
+
+        Returns:
+            One user, with the columns that no candidate gives, and a row a candidate of all others.
+        """
+        request = _Request(user, context, candidates, self._allowed)
+        columns = self._encoded(request)
+        shared, own = self._parts(frozenset(name for name, (_, same) in columns.items() if same))
+        encoded = {name: one for name, (one, _) in columns.items()}
+        users = self._users(request, len(candidates))
+        return Candidates.of(_rows(shared, encoded, np.zeros(1, dtype=np.int64)), _rows(own, encoded, users))
+
+    def _encoded(self, request: _Request) -> dict[str, tuple[np.ndarray | Ragged, bool]]:
+        """Encode each field: a value a candidate, or one that serves all, and True."""
+        columns: dict[str, tuple[np.ndarray | Ragged, bool]] = {}
+        for f in self._schema.fields:
             if f.name in self._crosses:
-                encoded, same = self._crosses[f.name].encode(request)
+                columns[f.name] = self._crosses[f.name].encode(request)
             else:
                 field = self._fields[f.name]
                 values, same = request.values(field.key)
-                encoded = field.encode(values, request, same)
-            if same:
-                encoded = repeat(encoded, size)
-            if isinstance(encoded, Ragged):
-                ragged[f.name] = encoded
-            elif i < len(self._schema.dense):
-                dense[:, i] = encoded
-            else:
-                single.append(encoded)
-        return EncodedRows(
-            schema=self._schema,
-            dense=dense,
-            single=np.stack(single) if single else np.empty((0, size), dtype=np.int32),
-            ragged=ragged,
-            label=np.zeros(size, dtype=np.float32),
-            group=self._users(request, size),
-        )
+                columns[f.name] = field.encode(values, request, same), same
+        return columns
+
+    def _split(self, shared: frozenset[str]) -> tuple[Schema, Schema]:
+        names = {f.name for f in self._schema.fields}
+        return self._schema.only(set(shared)), self._schema.only(names - shared)
 
     def _users(self, request: _Request, size: int) -> np.ndarray:
         name = self.state.spec.user
@@ -128,6 +146,24 @@ class OnlineEncoder:
         forms = [request.canonical(v, kind, name, i, same) for i, v in enumerate(values)]
         groups = user_ids(pl.Series(forms, dtype=DTYPES[kind]))
         return np.repeat(groups, size) if same else groups
+
+
+def _rows(schema: Schema, columns: Mapping[str, np.ndarray | Ragged], group: np.ndarray) -> EncodedRows:
+    """Put the encoded columns of a schema side by side; labels are 0."""
+    size = len(group)
+    dense = np.empty((size, len(schema.dense)), dtype=np.float32)
+    for i, f in enumerate(schema.dense):
+        dense[:, i] = columns[f.name]  # type: ignore[assignment]
+    single = [columns[f.name] for f in schema.sparse if f.kind == "categorical"]
+    ragged = {f.name: columns[f.name] for f in (*schema.sparse, *schema.sequences) if f.kind != "categorical"}
+    return EncodedRows(
+        schema=schema,
+        dense=dense,
+        single=np.stack(single) if single else np.empty((0, size), dtype=np.int32),  # type: ignore[arg-type]
+        ragged=ragged,  # type: ignore[arg-type]
+        label=np.zeros(size, dtype=np.float32),
+        group=group,
+    )
 
 
 class _Request:

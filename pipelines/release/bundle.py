@@ -169,9 +169,10 @@ class Bundle:
 
     @classmethod
     def load(cls, directory: Path | str) -> Bundle:
-        """Read a bundle, check every hash, rebuild the model, and replay the golden rows both ways.
+        """Read a bundle, check every hash, rebuild the model, and replay the golden rows.
 
-        The golden rows are scored as a batch and as requests; both must give the recorded scores within 1e-5.
+        They are scored as a batch, as a request of candidates with nothing in common, and each as the one candidate
+        of its own user; all must give the recorded scores within 1e-5.
 
         Raises:
             ArtifactError: naming the file, what was expected, what was found, and the remedy.
@@ -239,13 +240,17 @@ class Bundle:
     ) -> np.ndarray:
         """Score the candidates of one request, each as the row ``{**user, **context, **candidate}``.
 
+        What no candidate gives for itself is encoded, looked up and multiplied once.
+
         Returns:
             Click probabilities, (N,) float32, in the order of the candidates.
 
         Raises:
             RequestError: a value can't be encoded; ``where`` is its path.
         """
-        return self.score_rows(self.encoder.encode(user, context, candidates))
+        with torch.inference_mode():
+            logits = self.model.scores(self.encoder.candidates(user, context, candidates))  # (N,)
+            return torch.sigmoid(logits.float()).numpy()
 
     def score_rows(self, rows: EncodedRows, chosen: slice | None = None) -> np.ndarray:
         """Score encoded rows in one forward pass: probabilities, (N,) float32."""
@@ -259,6 +264,7 @@ class Bundle:
         ways = {
             "batch": self.score_frame(rows),
             "request": self.score_request({}, {}, rows.to_dicts()),
+            "user's own request": np.concatenate([self._score_alone(row) for row in rows.to_dicts()]),
         }
         for way, found in ways.items():
             wrong = np.flatnonzero(~(np.abs(found - expected) <= TOLERANCE))
@@ -269,6 +275,13 @@ class Bundle:
                     where=f"{self.directory / GOLDEN}: row {row}",
                     remedy=_versions(self.manifest),
                 )
+
+    def _score_alone(self, row: Mapping[str, Any]) -> np.ndarray:
+        """Score a row as a request of one candidate, with the columns of the item apart from all others."""
+        spec = self.state.spec
+        item = {c.name if c.from_log else c.column for c in spec.direct if c.role == "item"}
+        own = {name: value for name, value in row.items() if name in item}
+        return self.score_request({name: value for name, value in row.items() if name not in item}, {}, [own])
 
 
 def _request_rows(state: FeatureState, frame: pl.DataFrame) -> pl.DataFrame:

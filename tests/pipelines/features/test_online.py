@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -184,10 +186,29 @@ def test_lists_are_split_and_cut(shop: OnlineEncoder) -> None:
     assert seen.offsets.tolist() == [0, 2, 4]
 
 
+@pytest.mark.parametrize("given", list(product([True, False], repeat=5)))
+def test_candidates_are_the_rows_with_what_they_share_apart(shop: OnlineEncoder, given: tuple[bool, ...]) -> None:
+    """Whichever columns the candidates give themselves."""
+    common = {"user": "bob", "ad": 20, "price": 2.5, "tags": "y,x", "seen": [20, 10, 20]}
+    own = {"user": "ann", "ad": 10, "price": None, "tags": None, "seen": [30]}
+    names = [name for name, one in zip(common, given, strict=True) if one]
+    request = common, {}, [{n: own[n] for n in names}, {n: common[n] for n in names}, {}]
+    found, expected = shop.candidates(*request), shop.encode(*request).batch()
+    assert found.names == common.keys() - set(names)
+    batch = found.joined(shop.state.schema())
+    assert torch.equal(batch.dense, expected.dense)
+    assert torch.equal(batch.group, expected.group)
+    for one, other in ((batch.sparse, expected.sparse), (batch.sequences, expected.sequences)):
+        assert one.keys() == other.keys()
+        assert torch.equal(one.values(), other.values())
+        assert torch.equal(one.lengths(), other.lengths())
+
+
 def test_no_candidates(shop: OnlineEncoder) -> None:
     rows = shop.encode({"user": "ann"}, {}, [])
     assert len(rows) == 0
     assert rows.single.shape == (2, 0)
+    assert len(shop.candidates({"user": "ann"}, {}, [])) == 0
 
 
 @pytest.mark.parametrize(

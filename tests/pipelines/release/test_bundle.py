@@ -52,6 +52,15 @@ def test_batches_and_requests_score_alike(bundle: Bundle) -> None:
     np.testing.assert_allclose(split, batch[5:6], atol=1e-6)
 
 
+@pytest.mark.parametrize("model", ["finalmlp", "din"])
+def test_what_candidates_share_may_be_given_once(model: str, tmp_path: Path) -> None:
+    bundle = example_bundle(tmp_path / "bundle", model=model)
+    user, *rows = example_log(30, seed=4).drop("click").to_dicts()
+    own = [{k: row[k] for k in ("item_id", "price", "tags")} for row in rows]
+    found = bundle.score_request({k: user[k] for k in ("user_id", "city", "clicked")}, {"hour": user["hour"]}, own)
+    np.testing.assert_allclose(found, bundle.score_request({}, {}, [{**user, **one} for one in own]), atol=1e-6)
+
+
 def test_scores_depend_on_every_column(bundle: Bundle) -> None:
     row = example_log(50, seed=3).drop("click").filter(pl.col("price").is_not_null()).to_dicts()[0]
     base = bundle.score_request({}, {}, [row | {"clicked": ["item-1"], "tags": ["new"], "city": "Graz"}])
@@ -62,6 +71,7 @@ def test_scores_depend_on_every_column(bundle: Bundle) -> None:
 
 def test_no_rows_give_no_scores(bundle: Bundle) -> None:
     assert bundle.score_frame(example_log(3).head(0)).shape == (0,)
+    assert bundle.score_request({"user_id": 1}, {}, []).shape == (0,)
 
 
 def test_the_same_inputs_give_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
