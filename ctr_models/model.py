@@ -153,13 +153,18 @@ class CTRModel(nn.Module):
         """Return logits, (B,) float32."""
         raise NotImplementedError
 
+    @property
+    def shares(self) -> bool:
+        """Whether :meth:`scores` computes what candidates share once a user; if not, it computes plain rows."""
+        return getattr(type(self).forward, "takes_candidates", False)
+
     @torch.no_grad()
     def scores(self, candidates: Candidates) -> Tensor:
         """Return the logits of candidates, (N,), what a user shares with all of them computed once a user.
 
         A model whose forward is marked by :func:`ctr_models.candidates.takes_candidates` looks shared fields up
-        once a user, and so computes its first layer; any other one gets plain rows. Both give what :meth:`forward`
-        gives for plain rows, to rounding. For evaluation, on an unsharded model; there are no gradients.
+        once a user, and so computes its first layer; any other one gets plain rows. Either gives what
+        :meth:`forward` gives for plain rows, to rounding. For evaluation, unsharded; there are no gradients.
 
         Args:
             candidates: of this model's schema.
@@ -175,7 +180,7 @@ class CTRModel(nn.Module):
             return candidates.own.label.new_empty(0)
         if not candidates.names:
             return self(candidates.own)
-        if getattr(type(self).forward, "takes_candidates", False):
+        if self.shares:
             return self(candidates)
         return self(candidates.joined(self.schema))
 

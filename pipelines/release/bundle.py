@@ -240,7 +240,7 @@ class Bundle:
     ) -> np.ndarray:
         """Score the candidates of one request, each as the row ``{**user, **context, **candidate}``.
 
-        What no candidate gives for itself is encoded, looked up and multiplied once.
+        What no candidate gives for itself is encoded once and, by models that can, looked up and multiplied once.
 
         Returns:
             Click probabilities, (N,) float32, in the order of the candidates.
@@ -248,6 +248,8 @@ class Bundle:
         Raises:
             RequestError: a value can't be encoded; ``where`` is its path.
         """
+        if not self.model.shares:
+            return self.score_rows(self.encoder.encode(user, context, candidates))
         with torch.inference_mode():
             logits = self.model.scores(self.encoder.candidates(user, context, candidates))  # (N,)
             return torch.sigmoid(logits.float()).numpy()

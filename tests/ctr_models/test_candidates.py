@@ -93,6 +93,7 @@ def test_a_subclass_with_a_forward_of_its_own_gets_plain_rows() -> None:
         model: CTRModel = create_model("dnn", SCHEMA).eval()
         model.__class__ = kind
         model.scores(candidates)
+        assert model.shares == (kind is Telling)
     assert [type(one) for one in seen] == [Batch, Candidates]
 
 

@@ -71,6 +71,7 @@ def test_scores_depend_on_every_column(bundle: Bundle) -> None:
 
 def test_no_rows_give_no_scores(bundle: Bundle) -> None:
     assert bundle.score_frame(example_log(3).head(0)).shape == (0,)
+    assert bundle.model.shares
     assert bundle.score_request({"user_id": 1}, {}, []).shape == (0,)
 
 
