@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
 from kernels.jagged import blocks
+from kernels.product import product, summed_product
 
 Activation = Literal["dice", "sigmoid", "relu"]
 KINDS: tuple[str, ...] = Activation.__args__  # type: ignore[attr-defined]
@@ -80,19 +81,17 @@ def _cpu_forward(
     activation: str,
 ) -> tuple[Tensor]:  # fmt: skip
     out = s.new_empty(s.shape[0], weight.shape[0])
-    for part in blocks(s.shape[0]):
+    for part in blocks(*s.shape):
         own = s[part]
         if activation == "dice":
             assert alpha is not None
             assert mean is not None
             assert rate is not None
-            a = (own - mean).mul_(rate).sigmoid_().mul_(1 - alpha).add_(alpha).mul_(own)
+            p = torch.addcmul(-mean * rate, own, rate).sigmoid_()
+            a = torch.addcmul(alpha, 1 - alpha, p, out=p).mul_(own)
         else:
             a = torch.sigmoid(own) if activation == "sigmoid" else torch.relu(own)
-        if bias is None:
-            torch.mm(a, weight.T, out=out[part])
-        else:
-            torch.addmm(bias, a, weight.T, out=out[part])
+        out[part] = product(a, weight, bias)
     return (out,)
 
 
@@ -101,38 +100,38 @@ def _cpu_backward(
     rate: Tensor | None, activation: str,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     in_s, in_weight = torch.empty_like(s), torch.zeros_like(weight)
-    in_alpha, in_mean, in_rate = s.new_zeros(3, s.shape[1])
-    for part in blocks(s.shape[0]):
+    of_a, of_p, of_logit, of_rate = s.new_zeros(4, s.shape[1])
+    for part in blocks(*s.shape):
         own, g, out = s[part], gradient[part], in_s[part]
-        d = torch.mm(g, weight)  # (n, h), of the activation
+        d = product(g, weight.T)  # (n, h), of the activation
         if activation == "dice":
             assert alpha is not None
             assert mean is not None
             assert rate is not None
-            centred = own - mean
-            p = (centred * rate).sigmoid_()
-            mixed = (p * (1 - alpha)).add_(alpha)
-            in_weight.addmm_(g.T, mixed * own)
+            p = torch.addcmul(-mean * rate, own, rate).sigmoid_()
+            mixed = torch.addcmul(alpha, 1 - alpha, p)
             torch.mul(d, mixed, out=out)
+            in_weight += summed_product(g, mixed.mul_(own))
             d.mul_(own)
-            in_alpha += mixed.copy_(d).addcmul_(d, p, value=-1).sum(0)
-            of_logit = d.mul_(1 - alpha).mul_(p.addcmul_(p, p, value=-1))
-            in_mean -= of_logit.sum(0)
-            in_rate += centred.mul_(of_logit).sum(0)
-            out.addcmul_(of_logit, rate)
-        elif activation == "sigmoid":
-            a = torch.sigmoid(own)
-            in_weight.addmm_(g.T, a)
-            torch.mul(d, a.addcmul_(a, a, value=-1), out=out)
+            of_a += d.sum(0)
+            d.mul_(p)
+            of_p += d.sum(0)
+            d.addcmul_(d, p, value=-1)  # of the logit, but for 1 - alpha
+            of_logit += d.sum(0)
+            out.addcmul_(d, rate * (1 - alpha))
+            of_rate += d.mul_(own).sum(0)
         else:
-            a = torch.relu(own)
-            in_weight.addmm_(g.T, a)
-            torch.mul(d, a.sign_(), out=out)
+            a = torch.sigmoid(own) if activation == "sigmoid" else torch.relu(own)
+            in_weight += summed_product(g, a)
+            torch.mul(d, a.addcmul_(a, a, value=-1) if activation == "sigmoid" else a.sign_(), out=out)
     in_bias = None if bias is None else gradient.sum(0)
     if activation != "dice":
         return in_s, in_weight, in_bias, None, None, None, None
+    assert alpha is not None
+    assert mean is not None
     assert rate is not None
-    return in_s, in_weight, in_bias, in_alpha, in_mean * rate, in_rate, None
+    in_mean, in_rate = -(1 - alpha) * rate * of_logit, (1 - alpha) * (of_rate - mean * of_logit)
+    return in_s, in_weight, in_bias, of_a - of_p, in_mean, in_rate, None
 
 
 @triton.jit

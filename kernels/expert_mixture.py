@@ -297,8 +297,9 @@ def _cpu_forward(
 ) -> tuple[Tensor, Tensor]:
     experts, _, outer = weight.shape
     if x.dim() == 2 and not mixed and not sparse:
-        out = product(x, _wide(weight), bias.flatten()).view(-1, experts, outer)
-        return out, out.relu_() if activation == "relu" else out
+        wide = product(x, _wide(weight), bias.flatten())
+        # Not a view to autograd: a layer behind may work in place.
+        return _kept(torch.ops.aten._unsafe_view(wide, (len(x), experts, outer)), activation)
     out = x.new_zeros((len(x), outer) if mixed else (len(x), experts, outer))
     for k, rows in enumerate(_choosers(gates, sparse)):
         said = product(_taken(x if x.dim() == 2 else x[:, k], rows), weight[k].T, bias[k])
@@ -308,7 +309,7 @@ def _cpu_forward(
             out.addcmul_(said, gates[:, k : k + 1])
         else:
             out.index_add_(0, rows, said.mul_(gates[rows, k].unsqueeze(1)))
-    return out, out.relu_() if activation == "relu" else out
+    return _kept(out, activation)
 
 
 def _cpu_backward(
@@ -341,6 +342,11 @@ def _cpu_backward(
         of_weight[k] = summed_product(own, d)
         torch.sum(d, 0, out=of_bias[k])
     return of_x, of_gates, of_weight, of_bias, None, None, None
+
+
+def _kept(out: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Return the result, and what the backward needs of it: where it was positive."""
+    return (out.relu_(), out) if activation == "relu" else (out, out.new_empty(0))
 
 
 def _wide(weight: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class _Moments(torch.autograd.Function):
     def forward(ctx: Any, s: Tensor) -> tuple[Tensor, Tensor]:
         mean = s.mean(0)
         variance = torch.zeros_like(mean)
-        for part in blocks(s.shape[0]):
+        for part in blocks(*s.shape):
             variance += (s[part] - mean).square_().sum(0)
         ctx.save_for_backward(s, mean)
         return mean, variance.div_(s.shape[0])
@@ -49,6 +49,6 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:
         s, mean = ctx.saved_tensors
         in_s, share = torch.empty_like(s), 1 / s.shape[0]
-        for part in blocks(s.shape[0]):
+        for part in blocks(*s.shape):
             torch.sub(s[part], mean, out=in_s[part]).mul_(of_variance * (2 * share)).add_(of_mean, alpha=share)
         return in_s

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
 from kernels.jagged import blocks, row_blocks, rows_of, segment_sum
+from kernels.product import product, summed_product
 
 
 def target_layer(
@@ -66,33 +67,43 @@ def _joined(of_query: Tensor, of_key: Tensor, of_product: Tensor) -> Tensor:
 
 
 def _cpu_forward(values: Tensor, offsets: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
-    of_query, of_key, of_product = _parts(weight)
+    of_query, *both = _parts(weight)
+    of_both = torch.cat(both, dim=1)  # (h, 2 d)
     rows = rows_of(offsets, values.shape[0])
-    out = F.linear(query, of_query, bias).index_select(0, rows)  # (T, h)
-    for part in blocks(values.shape[0]):
-        k = values[part]
-        out[part].addmm_(k, of_key.T).addmm_(query.index_select(0, rows[part]).mul_(k), of_product.T)
+    out = product(query, of_query, bias).index_select(0, rows)  # (T, h)
+    for part in blocks(*out.shape):
+        out[part].add_(product(_met(values[part], query.index_select(0, rows[part])), of_both))
     return (out,)
 
 
 def _cpu_backward(
     gradient: Tensor, values: Tensor, offsets: Tensor, query: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor | None, ...]:
-    of_query, of_key, of_product = _parts(weight)
+    of_query, *both = _parts(weight)
+    of_both, width = torch.cat(both, dim=1), values.shape[1]
     rows = rows_of(offsets, values.shape[0])
-    asked = segment_sum(gradient, offsets)  # (B, h), of the term of each row
-    in_values, in_query = torch.empty_like(values), torch.mm(asked, of_query)
-    in_key, in_product = torch.zeros_like(of_key), torch.zeros_like(of_product)
-    for its_rows, part in row_blocks(offsets):
+    asked = gradient.new_empty(query.shape[0], bias.shape[0])  # (B, h), of the term of each row
+    in_values, in_query = torch.empty_like(values), torch.empty_like(query)
+    in_both = torch.zeros_like(of_both)
+    for its_rows, part in row_blocks(offsets, bias.shape[0]):
         k, g, q = values[part], gradient[part], query.index_select(0, rows[part])
-        product = torch.mm(g, of_product)  # of q * k
-        torch.addcmul(torch.mm(g, of_key), product, q, out=in_values[part])
+        met = product(g, of_both.T)  # (n, 2 d), of k and of q * k
+        torch.addcmul(met[:, :width], met[:, width:], q, out=in_values[part])
         starts = offsets[its_rows.start : its_rows.stop + 1] - part.start
-        in_query[its_rows] += segment_sum(product.mul_(k), starts)
-        in_key.addmm_(g.T, k)
-        in_product.addmm_(g.T, q.mul_(k))
-    in_weight = _joined(torch.mm(asked.T, query), in_key, in_product)
+        in_query[its_rows] = segment_sum(met[:, width:] * k, starts)
+        asked[its_rows] = segment_sum(g, starts)
+        in_both += summed_product(g, _met(k, q))
+    in_query += product(asked, of_query.T)
+    in_weight = _joined(summed_product(asked, query), *in_both.chunk(2, dim=1))
     return in_values, None, in_query, in_weight, asked.sum(0)
+
+
+def _met(k: Tensor, q: Tensor) -> Tensor:
+    """Return [k, q * k], (n, 2 d)."""
+    met = k.new_empty(len(k), 2 * k.shape[1])
+    met[:, : k.shape[1]] = k
+    torch.mul(q, k, out=met[:, k.shape[1] :])
+    return met
 
 
 @triton.jit

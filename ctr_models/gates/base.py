@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from ctr_models.errors import ConfigError, explain
-from ctr_models.jagged import rows_of
 from ctr_models.registry import Registry
+from kernels.jagged_pool import jagged_pool
 
 Slot = Literal[
     "feature", "field", "selection", "cross", "attention", "sequence", "expert", "fusion", "depth", "interaction"
@@ -212,9 +212,7 @@ class Gate(nn.Module):
         Returns:
             (B, D); zeros for an empty history.
         """
-        weighted = values * scores.unsqueeze(1)
-        rows = rows_of(offsets, values.shape[0])
-        return weighted.new_zeros(offsets.numel() - 1, values.shape[1]).index_add(0, rows, weighted)
+        return jagged_pool(values, scores, offsets, fused=self.fused)
 
     def mixture(self, x: Tensor, values: Tensor, offsets: Tensor, query: Tensor) -> Tensor:
         """Slot ``expert`` in a model with histories: return weights (B, K), by default those of ``x`` alone.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ctr_models.layers.target_attention import rows_of
+from ctr_models.jagged import rows_of
 
 
 def masked_view(

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels.moments import moments
+
 
 class Dice(nn.Module):
     """f(s) = p s + (1 - p) alpha s, p = sigmoid((s - E[s]) / sqrt(Var[s] + eps)), coordinate by coordinate.
@@ -38,6 +40,17 @@ class Dice(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(size))
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("variance", torch.ones(size))
+
+    def statistics(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return E[s] and 1 / sqrt(Var[s] + eps), (size,) each; in training, take note of them."""
+        mean, variance = self.mean, self.variance
+        if self.training and s.shape[0] > 1:
+            mean, variance = moments(s.to(torch.promote_types(s.dtype, torch.float32)))
+            with torch.no_grad():
+                self.mean.lerp_(mean.to(self.mean.dtype), self.momentum)
+                unbiased = variance * (s.shape[0] / (s.shape[0] - 1))
+                self.variance.lerp_(unbiased.to(self.variance.dtype), self.momentum)
+        return mean.to(s.dtype), (variance + self.eps).rsqrt().to(s.dtype)
 
     def forward(self, s: Tensor) -> Tensor:
         """Map (N, size) to (N, size)."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ctr_models.layers.mlp import MLPConfig, layer_activation
+from kernels.expert_mixture import expert_layer, expert_mixture
 
 
 class Experts(nn.Module):
@@ -50,10 +51,12 @@ class Experts(nn.Module):
 
     def each(self, x: Tensor) -> Tensor:
         """Map (B, inputs) to what each expert makes of it, (B, K, width), to be mixed by several gates."""
-        return self.layers(x.unsqueeze(1).expand(-1, self.experts, -1))
+        return self.layers(x)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """Map (B, inputs) and weights (B, K) to the mixture, (B, width)."""
+        if isinstance(self.layers[-1], ParallelLinear):
+            return self.layers[-1].mixed(self.layers[:-1](x), weights)
         return mix(self.each(x), weights)
 
 
@@ -65,14 +68,22 @@ class ParallelLinear(nn.Module):
         torch.Size([5, 3, 2])
     """
 
+    fused: bool = True
+    """Whether fast operators may run; ``model.kernels`` of the model sets it."""
+
     def __init__(self, inputs: int, outputs: int, *, experts: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(experts, inputs, outputs) * (2 / (inputs + outputs)) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(experts, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, K, inputs) to (B, K, outputs)."""
-        return torch.einsum("bki,kio->bko", x, self.weight) + self.bias
+        """Map (B, K, inputs), or one input for all, (B, inputs), to (B, K, outputs)."""
+        everyone = x.new_ones(1, 1).expand(x.shape[0], len(self.weight))
+        return expert_layer(x, everyone, self.weight, self.bias, fused=self.fused)
+
+    def mixed(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return what :meth:`forward` would, weighed by (B, K) and summed, (B, outputs)."""
+        return expert_mixture(x, weights.to(x.dtype), self.weight, self.bias, fused=self.fused)
 
 
 def mix(outputs: Tensor, weights: Tensor) -> Tensor:

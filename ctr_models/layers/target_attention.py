@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ctr_models.jagged import rows_of as rows_of
-from ctr_models.jagged import segment_softmax
+from ctr_models.jagged import rows_of, segment_softmax
+from ctr_models.layers.dice import Dice
 from ctr_models.layers.mlp import LayerActivation, layer_activation, linear
+from kernels.activated_linear import KINDS, activated_linear
+from kernels.target_layer import target_layer
 
 
 class TargetAttentionConfig(BaseModel):
@@ -27,11 +30,7 @@ class TargetAttention(nn.Module):
     """score_j = MLP([q, k_j, q - k_j, q * k_j]) for each behaviour k_j of a row with candidate q.
 
     Histories are jagged: nothing is padded, and no batch statistic sees anything but behaviours. The input of the
-    first layer is never laid out either. With its weights cut into W_q, W_k, W_d, W_p,
-
-        W [q, k, q - k, q * k] = (W_q + W_d) q + (W_k - W_d) k + W_p (q * k),
-
-    where the first term is computed once a row and the others on d numbers a behaviour instead of 4 d.
+    first layer is never laid out either (see :func:`kernels.target_layer.target_layer`).
 
     Args:
         width: d, of behaviours and candidate.
@@ -46,20 +45,21 @@ class TargetAttention(nn.Module):
     Source: arXiv 1706.06978.
     """
 
+    fused: bool = True
+    """Whether fast operators may run; ``model.kernels`` of the model sets it."""
+
     def __init__(self, width: int, config: TargetAttentionConfig) -> None:
         super().__init__()
         self.softmax = config.softmax
         self.first = linear(4 * width, config.hidden[0])
-        layers: list[nn.Module] = []
-        for place, size in enumerate(config.hidden):
-            if place:
-                layers.append(linear(config.hidden[place - 1], size))
-            layers.append(layer_activation(config.activation, size))
-            if config.dropout:
-                layers.append(nn.Dropout(config.dropout))
         # A softmax does not see what is added to all scores alike.
-        layers.append(linear(config.hidden[-1], 1, bias=not config.softmax))
-        self.rest = nn.Sequential(*layers)
+        sizes, biased = (*config.hidden, 1), [True] * (len(config.hidden) - 1) + [not config.softmax]
+        self.rest = nn.Sequential(
+            *(
+                ActivatedLinear(size, after, activation=config.activation, dropout=config.dropout, bias=bias)
+                for size, after, bias in zip(sizes[:-1], sizes[1:], biased, strict=True)
+            )
+        )
 
     def forward(self, values: Tensor, offsets: Tensor, query: Tensor) -> Tensor:
         """Return the score of each behaviour, (T,), float32 or better.
@@ -69,10 +69,49 @@ class TargetAttention(nn.Module):
             offsets: where each history begins, and T at the end, (B + 1,).
             query: the candidates, (B, d).
         """
-        rows = rows_of(offsets, values.shape[0])
-        of_query, of_key, of_difference, of_product = self.first.weight.chunk(4, dim=1)  # (h, d) each
-        asked = F.linear(query, of_query + of_difference, self.first.bias)  # (B, h)
-        met = F.linear(values, of_key - of_difference) + F.linear(values * query[rows], of_product)  # (T, h)
-        scores = self.rest(met + asked[rows]).squeeze(1)  # (T,)
+        s = target_layer(values, offsets, query, self.first.weight, self.first.bias, fused=self.fused)  # (T, h)
+        scores = self.rest(s).squeeze(1)  # (T,)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return segment_softmax(scores, rows, offsets.shape[0] - 1) if self.softmax else scores
+        if not self.softmax:
+            return scores
+        return segment_softmax(scores, rows_of(offsets, values.shape[0]), offsets.shape[0] - 1)
+
+
+class ActivatedLinear(nn.Module):
+    """y = W f(s) + b, where what the activation f returns is not kept but computed anew in the backward.
+
+    Args:
+        inputs: width of s.
+        outputs: width of y.
+        activation: f.
+        dropout: of what f returns; f is kept then.
+        bias: whether there is a b.
+
+    Example:
+        >>> ActivatedLinear(4, 2, activation="dice")(torch.randn(5, 4)).shape
+        torch.Size([5, 2])
+    """
+
+    fused: bool = True
+    """Whether fast operators may run; ``model.kernels`` of the model sets it."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, activation: LayerActivation, dropout: float = 0.0, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.activation = layer_activation(activation, inputs)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = linear(inputs, outputs, bias=bias)
+        self._kind: Any = activation if activation in KINDS and not dropout else None
+
+    def forward(self, s: Tensor) -> Tensor:
+        """Map (N, inputs) to (N, outputs)."""
+        if self._kind is None:
+            return self.linear(self.dropout(self.activation(s)))
+        alpha = mean = rate = None
+        if isinstance(self.activation, Dice):
+            alpha, (mean, rate) = self.activation.alpha, self.activation.statistics(s)
+        return activated_linear(
+            s, self.linear.weight, self.linear.bias, activation=self._kind, alpha=alpha, mean=mean, rate=rate,
+            fused=self.fused,
+        )  # fmt: skip

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from ctr_models.jagged import rows_of
 from ctr_models.layers.dice import Dice
-from ctr_models.layers.target_attention import TargetAttention, TargetAttentionConfig
+from ctr_models.layers.target_attention import ActivatedLinear, TargetAttention, TargetAttentionConfig
 
 LENGTHS = torch.tensor([3, 0, 1, 6, 0, 2])
 OFFSETS = F.pad(LENGTHS.cumsum(0), (1, 0))
@@ -38,7 +39,7 @@ def padded_reference(attention: TargetAttention, values: Tensor, query: Tensor) 
     there = torch.arange(longest) < LENGTHS.unsqueeze(1)  # (B, L)
     q = query.unsqueeze(1).expand_as(keys)
     x = attention.first(torch.cat([q, keys, q - keys, q * keys], dim=-1))  # (B, L, h)
-    for layer in attention.rest:
+    for layer in (part for pair in attention.rest for part in (pair.activation, pair.linear)):
         if isinstance(layer, Dice):  # statistics over what is there
             seen = x[there]
             p = torch.sigmoid((x - seen.mean(0)) / (seen.var(0, correction=0) + layer.eps).sqrt())
@@ -86,10 +87,33 @@ def test_no_behaviour_at_all() -> None:
 
 
 def test_dropout_and_depth_are_those_of_the_config() -> None:
-    layers = TargetAttention(D, TargetAttentionConfig(hidden=(8, 5), dropout=0.5)).rest
-    assert [type(layer).__name__ for layer in layers] == ["Dice", "Dropout", "Linear", "Dice", "Dropout", "Linear"]
+    attention = TargetAttention(D, TargetAttentionConfig(hidden=(8, 5), dropout=0.5))
+    assert [tuple(layer.linear.weight.shape) for layer in attention.rest] == [(5, 8), (1, 5)]
+    assert [layer.dropout.p for layer in attention.rest] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ["dice", "relu", "sigmoid", "gelu"])
+def test_a_fused_layer_is_its_parts(activation, training) -> None:
+    layer = ActivatedLinear(6, 3, activation=activation).train(training)
+    parts = copy.deepcopy(layer)
+    if activation == "dice":
+        torch.nn.init.normal_(layer.activation.alpha)
+        layer.activation.variance.fill_(2.0)
+        parts = copy.deepcopy(layer)
+    s = torch.randn(50, 6)
+    a, b = s.clone().requires_grad_(), s.clone().requires_grad_()
+    left, right = layer(a), parts.linear(parts.activation(b * 1))
+    torch.testing.assert_close(left, right)
+    left.square().sum().backward()
+    right.square().sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
+    for (name, one), other in zip(layer.named_parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+    for one, other in zip(layer.buffers(), parts.buffers(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_softmax_has_no_bias_that_it_could_not_see() -> None:
-    assert make(softmax=True).rest[-1].bias is None
-    assert make().rest[-1].bias is not None
+    assert make(softmax=True).rest[-1].linear.bias is None
+    assert make().rest[-1].linear.bias is not None
