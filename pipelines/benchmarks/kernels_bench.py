@@ -51,7 +51,9 @@ class Machine:
 
 def main(
     operators: Annotated[str, typer.Option(help="Operators, comma-separated; or all, or none.")] = "all",
-    ratios: Annotated[str, typer.Option(help="Ratios to the usual way, comma-separated; or all, or none.")] = "all",
+    ratios: Annotated[
+        str, typer.Option(help="Of target_attention, constant_context, scores; or all, or none.")
+    ] = "all",
     device: Annotated[str, typer.Option(help="cpu or cuda; the GPU where there is one.")] = "",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the operators.")] = "float32",
     rounds: Annotated[int, typer.Option(min=1, help="Times that every way is measured, in turn.")] = 5,
