@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ctr_models.errors import ConfigError
@@ -29,6 +30,15 @@ class FDOOptions(RecipeOptions):
     align: Literal["auto", "always", "never"] = "auto"
     """Whether a linear layer takes each table's shorter rows back to the common dimension. ``auto``: where the
     model needs fields of one dimension."""
+    start: Literal["fresh", "projected"] = "fresh"
+    """Retrain from fresh weights, as published, or from those of the full model, whose tables are cut down to their
+    first components. That needs ``align: always``: the model above must keep its shape."""
+
+    @model_validator(mode="after")
+    def _shape_is_kept(self) -> FDOOptions:
+        if self.start == "projected" and self.align != "always":
+            raise ValueError("start: projected needs align: always, so that the model keeps its shape")
+        return self
 
 
 class FullTables(Full):
@@ -65,9 +75,11 @@ class Choose(Phase):
         sums = [sum(row[key] for row in rows) for key in ("rows", "weights before", "weights after")]
         total = {"table": "(all)", "rows": sums[0], "dim before": sums[1] / sums[0], "dim after": sums[2] / sums[0]}
         total |= {"variance": "", "weights before": sums[1], "weights after": sums[2]}
-        context.schema = with_dims(context.model, context.schema, dims, self.options.align)
+        given = context.schema
+        context.schema = with_dims(context.model, given, dims, self.options.align)
         context.outputs[self.name] = {
             "dims": dims,
+            "given": given.model_dump(mode="json"),
             "report": {
                 "title": "dimensions by the variance that they explain",
                 "rows": [*rows, total],
@@ -78,9 +90,26 @@ class Choose(Phase):
         return context
 
 
+class RetrainCut(Retrain):
+    """Trains the model anew with the dimensions that were chosen."""
+
+    def __init__(self, options: FDOOptions) -> None:
+        self.options = options
+
+    def begin(self, context: Context) -> Callable[[CTRModel], None] | None:
+        """Return what gives the model the full one's weights, its tables cut down; None: it starts afresh."""
+        if self.options.start == "fresh":
+            return None
+        from pipelines.training.trainer import read_model
+
+        given = Schema.model_validate(context.outputs[Choose.name]["given"])
+        full = read_model(replace(context, schema=given), context.run_dir / context.outputs[Full.name]["weights"])
+        return lambda model: start_projected(model, full, context.data.state.counts)
+
+
 @register_recipe("fdo")
 class FDORecipe(Recipe):
-    """Field-level dimension optimisation: train; principal components of each table; retrain from scratch.
+    """Field-level dimension optimisation: train; principal components of each table; retrain.
 
     A table's dimension becomes the smallest k for which the first k of its d principal components explain the share
     ``keep`` of its variance: sum_{i <= k} s_i^2 >= keep * sum_i s_i^2, s_i being the singular values of its rows
@@ -92,6 +121,7 @@ class FDORecipe(Recipe):
     their first k components.
 
     The official code and its description differ on squares; this goes by explained variance, as the code does.
+    ``start: projected`` is ours.
 
     Example:
         >>> from pipelines.training.recipes import RecipeConfig, make_recipe
@@ -107,7 +137,7 @@ class FDORecipe(Recipe):
 
     def phases(self) -> Sequence[Phase]:
         """Return the three phases."""
-        return [FullTables(), Choose(self.options), Retrain()]
+        return [FullTables(), Choose(self.options), RetrainCut(self.options)]
 
 
 def main_tables(model: CTRModel) -> dict[str, Tensor]:
@@ -165,6 +195,37 @@ def projected(table: Tensor, seen: np.ndarray, dim: int) -> Tensor:
     mean, _, axes = _components(table, seen)
     kept = axes[:, :dim]
     return (mean + (table.double() - mean) @ kept @ kept.T).to(table.dtype)
+
+
+@torch.no_grad()
+def start_projected(model: CTRModel, full: CTRModel, counts: Callable[[str], np.ndarray]) -> None:
+    """Give a model with aligned tables the weights of the full one: table E becomes E V, and its alignment V'.
+
+    V (d, k) are the first components of the rows that count. What of the tables' mean lies outside of them is lost.
+
+    Args:
+        model: with tables of k dimensions, aligned to d.
+        full: the same with tables of d dimensions.
+        counts: how often training has seen each row of a table.
+    """
+    from pipelines.training.optimizers import embeddings
+
+    own, others = model.state_dict(), full.state_dict()
+    changed = set()
+    for cut, whole in zip(embeddings(model), embeddings(full), strict=True):
+        if cut.prefix:
+            continue
+        for table, short in cut.tables().items():
+            long = whole.tables()[table].detach()
+            if short.shape == long.shape:
+                continue
+            axes = _components(long, counts(table) > 0)[2][:, : short.shape[1]].to(long.dtype)  # (d, k)
+            short.copy_(long @ axes)
+            cut.align.tables[table].weight.copy_(axes)
+            changed |= {short.data_ptr(), cut.align.tables[table].weight.data_ptr()}
+    for name, tensor in own.items():
+        if tensor.data_ptr() not in changed or not tensor.numel():
+            tensor.copy_(others[name])
 
 
 def _components(table: Tensor, seen: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

@@ -228,9 +228,13 @@ class Fit(Phase):
         from pipelines.training.fit import fit
         from pipelines.training.judging import judge_best
 
-        trained = fit(context, context.run_dir / self.name)
+        trained = fit(context, context.run_dir / self.name, begin=self.begin(context))
         context.outputs[self.name] = {**trained, "valid": judge_best(trained)}
         return context
+
+    def begin(self, context: Context) -> Callable[[CTRModel], None] | None:
+        """Return what changes the freshly made model before it is trained; None: nothing."""
+        return None
 
 
 class Full(Fit):

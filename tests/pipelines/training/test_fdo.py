@@ -12,7 +12,15 @@ from ctr_models.errors import ConfigError
 from ctr_models.model import ModelSpec
 from pipelines.config import RunConfig, parse_config
 from pipelines.training.checkpoint import read_tensors
-from pipelines.training.fdo import choose_dim, explained_variance, main_tables, projected, with_dims
+from pipelines.training.fdo import (
+    choose_dim,
+    explained_variance,
+    main_tables,
+    projected,
+    start_projected,
+    with_dims,
+)
+from pipelines.training.loader import Loader
 from pipelines.training.predict import predict
 from pipelines.training.recipes import RecipeConfig, make_recipe
 from pipelines.training.trainer import train
@@ -194,6 +202,28 @@ def test_a_model_without_tables_is_refused_before_any_training(config, world, tm
     with pytest.raises(ConfigError, match="'lr' has no embedding tables"):
         run(chosen, world, tmp_path / "run")
     assert not (tmp_path / "run" / "full").exists()
+
+
+def test_it_can_start_from_the_full_model(config, history_world, tmp_path):
+    """With all components, the retraining begins with what the full model says."""
+    settled = settings(config(epochs=1), keep=1.0, align="always", start="projected")
+    schema = history_world.schema
+    full = settled.model.build(schema).eval()
+    for weight in main_tables(full).values():
+        weight[:, 4:] = 0.0  # of rank 4, and of mean zero where it counts
+        weight -= weight.mean(0)
+    short = with_dims(settled.model, schema, {table: 5 for table in schema.tables}, "always")
+    model = settled.model.build(short).eval()
+    everyone = {table: np.ones(f.rows) for table, f in schema.tables.items()}
+    start_projected(model, full, everyone.__getitem__)
+    batch = next(iter(Loader(history_world.files("test"), schema, batch_size=64)))
+    torch.testing.assert_close(model(batch), full(batch), rtol=1e-4, atol=1e-5)
+    assert all(w.shape[1] == 5 for w in main_tables(model).values())
+    with pytest.raises(ConfigError, match="start: projected needs align: always"):
+        make_recipe(RecipeConfig(name="fdo", options={"start": "projected"}))
+    result = run(settings(config(epochs=1), keep=0.6, align="always", start="projected"), history_world, tmp_path)
+    fresh = run(settings(config(epochs=1), keep=0.6, align="always"), history_world, tmp_path / "fresh")
+    assert result.history[-1]["train_loss"] < fresh.history[-1]["train_loss"]
 
 
 def test_options_and_models_are_checked(world):
