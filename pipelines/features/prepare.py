@@ -7,9 +7,9 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,10 @@ from pipelines.features.crosses import Crosser
 from pipelines.features.encoders import MISSING, UNKNOWN
 from pipelines.features.files import atomic_directory, sha256_file
 from pipelines.features.fit import CHUNK, Fitter
-from pipelines.features.sequences import Histories
-from pipelines.features.spec import LABEL, Column, FeatureSpec
+from pipelines.features.progress import steps
+from pipelines.features.sequences import Histories, log_histories
+from pipelines.features.spec import Column, FeatureSpec
 from pipelines.features.split import SPLITS, assign, check_split
-from pipelines.features.stage import TIME as STAGED_TIME
 from pipelines.features.stage import WORKERS, Source, Staged, open_writer, ordered, stage
 from pipelines.features.state import FeatureState
 from pipelines.features.transform import ROW, USER, Encoded, Encoder, arrow_lists, take
@@ -159,10 +159,9 @@ def prepare(
         return EncodedData.open(final)
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
-    order = SPLITS if data.split.by == "given" else tuple(data.parts)
-    sources = [Source(name, data.parts[name].frame, data.parts[name].path) for name in order]
+    sources = sources_of(data)
     column = [data.split.column] if data.split.by == "column" and data.split.column else []
-    with tempfile.TemporaryDirectory(prefix=".stage.", dir=folder) as scratch, _progress(progress) as step:
+    with tempfile.TemporaryDirectory(prefix=".stage.", dir=folder) as scratch, steps(progress) as step:
         staged = stage(
             sources,
             spec,
@@ -192,6 +191,12 @@ def prepare(
             }
             (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return EncodedData(final, state, state.schema(), manifest, data.truth)
+
+
+def sources_of(data: RawData) -> list[Source]:
+    """Return the parts of a log in the order in which they happened."""
+    order = SPLITS if data.split.by == "given" else tuple(data.parts)
+    return [Source(name, data.parts[name].frame, data.parts[name].path) for name in order]
 
 
 def _sweep(folder: Path) -> None:
@@ -314,7 +319,6 @@ class _Features:
 
     def _history(self, column: Column) -> tuple[Histories, np.ndarray]:
         """Find every row's history; ids of its events, (E,) int32."""
-        assert column.from_log is not None
         assert self.spec.user is not None
         table = column.table or column.name
         user = self.staged.whole(self.spec.user)
@@ -325,14 +329,7 @@ class _Features:
                 ids = self.encoder.ids(table, _with_null(raw.values))[raw.index]
             else:
                 ids = self.encoder.ids(table, raw)
-        event = ids != 0
-        if column.from_log.where_label:
-            label = self.staged.whole(LABEL)
-            assert isinstance(label, pl.Series)
-            event &= label.to_numpy() == 1
-        time = self.staged.whole(STAGED_TIME)
-        assert isinstance(time, pl.Series)
-        histories = Histories.of(users, time.to_numpy(), event, column.max_length)
+        histories = log_histories(self.staged, column, users, ids != MISSING)
         return histories, ids[histories.events]
 
 
@@ -429,37 +426,3 @@ def split_entry(folder: Path, split: str, rows: int) -> dict[str, Any]:
             for f in files
         ],
     }
-
-
-_Step = Callable[[str, int | None], Callable[[int], None]]
-
-
-@contextmanager
-def _progress(shown: bool) -> Iterator[_Step]:
-    """Yield a function that begins a step and returns the function that is told of rows done."""
-    if not shown:
-        yield lambda name, total: lambda rows: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:>9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows  {task.fields[rate]} rows/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-
-        def step(name: str, total: int | None) -> Callable[[int], None]:
-            task = bar.add_task(name, total=total, rate="")
-
-            def done(rows: int) -> None:
-                bar.advance(task, rows)
-                speed = bar.tasks[task].speed
-                bar.update(task, rate=f"{speed:,.0f}" if speed else "")
-
-            return done
-
-        yield step

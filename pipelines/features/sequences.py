@@ -10,7 +10,8 @@ import polars as pl
 from ctr_models.batch import Ragged
 from pipelines.features.canonical import canonical_series, type_of
 from pipelines.features.encoders import user_ids
-from pipelines.features.spec import FeatureSpec
+from pipelines.features.spec import LABEL, Column, FeatureSpec
+from pipelines.features.stage import TIME, Staged
 from pipelines.features.validate import time_key
 
 
@@ -66,6 +67,47 @@ class Histories:
         starts[order], counts[order] = begins, lengths
         return cls(order[event], starts, counts)
 
+    @classmethod
+    def at(
+        cls,
+        user: np.ndarray,
+        time: np.ndarray,
+        event: np.ndarray,
+        max_length: int,
+        *,
+        asked: np.ndarray,
+        moment: float,
+    ) -> Histories:
+        """Find the histories that rows of some users would have at a moment.
+
+        Args:
+            user: as in :meth:`of`.
+            time: likewise.
+            event: likewise.
+            max_length: likewise.
+            asked: users, (M,) int64.
+            moment: a time; events of this very time are not seen.
+
+        Returns:
+            One history for each that was asked for.
+
+        Example:
+            >>> user, time = np.array([7, 7, 8]), np.array([1, 2, 2])
+            >>> h = Histories.at(user, time, np.array([True, True, True]), 5, asked=np.array([8, 7]), moment=2)
+            >>> h.lengths.tolist()
+            [0, 1]
+        """
+        n = len(user)
+        moments = np.full(len(asked), moment, dtype=time.dtype)
+        nothing = np.zeros(len(asked), dtype=bool)
+        every = cls.of(
+            np.concatenate([user, asked]),
+            np.concatenate([time, moments]),
+            np.concatenate([event, nothing]),
+            max_length,
+        )
+        return cls(every.events, every.starts[n:], every.lengths[n:])
+
     def take(self, ids: np.ndarray, rows: slice | np.ndarray) -> Ragged:
         """Return the histories of some rows.
 
@@ -78,6 +120,35 @@ class Histories:
         np.cumsum(lengths, out=offsets[1:])
         source = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         return Ragged(ids[source], offsets)
+
+
+def log_histories(
+    staged: Staged,
+    column: Column,
+    users: np.ndarray,
+    known: np.ndarray,
+    *,
+    asked: np.ndarray | None = None,
+    moment: float = 0,
+) -> Histories:
+    """Find the histories that a ``from_log`` sequence is made of in a staged log.
+
+    Args:
+        staged: with times.
+        column: the sequence.
+        users: of the rows, (N,) int64; 0 is nobody.
+        known: whether the row has a value to remember, (N,) bool.
+        asked: the users whose histories at ``moment`` are wanted; None: those of the rows themselves.
+        moment: a time, as the log's are numbered.
+    """
+    assert column.from_log is not None
+    event = known
+    if column.from_log.where_label:
+        event = event & (staged.numbers(LABEL) == 1)
+    time = staged.numbers(TIME)
+    if asked is None:
+        return Histories.of(users, time, event, column.max_length)
+    return Histories.at(users, time, event, column.max_length, asked=asked, moment=moment)
 
 
 def add_histories(spec: FeatureSpec, log: pl.DataFrame, *, source: str = "log") -> pl.DataFrame:

@@ -123,6 +123,12 @@ class Staged:
         """Return one column of all rows."""
         return self._column(column, pa.concat_tables(self.log.pieces([column]))[column])
 
+    def numbers(self, column: str) -> np.ndarray:
+        """Return a label, or ``__time__``, of all rows, (N,)."""
+        values = self.whole(column)
+        assert isinstance(values, pl.Series)
+        return values.to_numpy()
+
     def places(self, column: str, texts: pl.Series) -> np.ndarray:
         """Return the place of each text in a column's dictionary, (K,) int64; -1 where it isn't there."""
         found = self.coders[column].of(texts).astype(np.int64)
