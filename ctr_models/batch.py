@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -78,6 +78,14 @@ class Ragged:
     values: np.ndarray  # (total,) int32
     offsets: np.ndarray  # (W + 1,) int64
 
+    @classmethod
+    def concat(cls, parts: Sequence[Ragged]) -> Ragged:
+        """Put the rows of several one after the other."""
+        begins = np.cumsum([0, *(p.offsets[-1] for p in parts)])
+        offsets = [p.offsets[1:] + begin for p, begin in zip(parts, begins[:-1], strict=True)]
+        values = np.concatenate([p.values[: p.offsets[-1]] for p in parts])
+        return cls(values, np.concatenate([np.zeros(1, dtype=np.int64), *offsets]))
+
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and lengths (int32) of the chosen rows, in their order."""
         starts = self.offsets[rows]
@@ -114,6 +122,31 @@ class EncodedRows:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @classmethod
+    def concat(cls, parts: Sequence[EncodedRows]) -> EncodedRows:
+        """Put rows of one schema one after the other; labels of further tasks are left out.
+
+        Args:
+            parts: at least one.
+
+        Example:
+            >>> from ctr_models import Schema, example_rows
+            >>> rows = example_rows(Schema.of({"user": 10}), rows=3)
+            >>> len(EncodedRows.concat([rows, rows]))
+            6
+        """
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        return cls(
+            schema=first.schema,
+            dense=np.concatenate([p.dense for p in parts]),
+            single=np.concatenate([p.single for p in parts], axis=1),
+            ragged={name: Ragged.concat([p.ragged[name] for p in parts]) for name in first.ragged},
+            label=np.concatenate([p.label for p in parts]),
+            group=np.concatenate([p.group for p in parts]),
+        )
 
     def batch(self, rows: np.ndarray | slice | None = None) -> Batch:
         """Cut a Batch from the chosen rows (all of them by default), without a Python object a value."""

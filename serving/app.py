@@ -3,133 +3,204 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+import msgspec
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from ctr_models.errors import RequestError, SluiceError
-from serving.monitoring import Metrics, Observe, error_log
+from ctr_models.errors import RequestError
+from serving.batching import Batcher, Late, Limits, Overloaded
+from serving.models import Models
+from serving.monitoring import Metrics, Observe
 from serving.schemas import Problems, Refused, ScoreRequest, ScoreResponse, parse_request, refused_value
-from serving.scorer import Scorer
 from serving.settings import Settings
 
 SCORE_PATH = "/v1/score"
+_encode = msgspec.json.Encoder().encode
 
 
 def create_app(
     settings: Settings,
     *,
-    on_ready: Callable[[Scorer], None] | None = None,
+    on_ready: Callable[[Models], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
 ) -> FastAPI:
-    """Make the application. It answers at once, and scores as soon as its bundle is loaded and verified.
+    """Make the application. It answers at once, and scores as soon as its bundles are loaded and verified.
+
+    ``app.state`` holds the :class:`Models`, the :class:`Batcher` and the :class:`Metrics` that routes share.
 
     Args:
         settings: of the deployment.
-        on_ready: called once the bundle is ready.
-        on_failure: called if it can't be loaded; the application then stays unready and says why.
+        on_ready: called once every slot has its bundle.
+        on_failure: called if one can't be loaded; the application then stays unready and says why.
     """
+    metrics = Metrics()
+
+    def refused(slot: str, reason: str) -> None:
+        metrics.refuses(slot)
+
+    models = Models(settings, on_swap=metrics.serves, on_refusal=refused)
+    batcher = Batcher(_limits(settings), on_pass=metrics.passed)
+    metrics.waiting.set_function(lambda: batcher.waiting_rows)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(app, settings, on_ready, on_failure))
+        living = asyncio.create_task(_live(models, on_ready, on_failure))
         try:
             yield
         finally:
-            await asyncio.gather(loading, return_exceptions=True)
-            if app.state.scorer is not None:
-                await asyncio.to_thread(app.state.scorer.close)
+            living.cancel()
+            await asyncio.gather(living, return_exceptions=True)
+            await asyncio.to_thread(models.close)
+            await asyncio.to_thread(batcher.close)
 
     app = FastAPI(title="Sluice", version=version("sluice"), lifespan=lifespan, redoc_url=None)
-    app.state.scorer, app.state.reason = None, "the model is being loaded"
-    app.state.metrics = Metrics()
-    app.add_middleware(Observe, metrics=app.state.metrics)
+    app.state.models, app.state.batcher, app.state.metrics = models, batcher, metrics
+    app.add_middleware(Observe, metrics=metrics)
     app.add_exception_handler(Refused, _refuse)
     _add_routes(app, settings)
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
     return app
 
 
-async def _load(
-    app: FastAPI,
-    settings: Settings,
-    on_ready: Callable[[Scorer], None] | None,
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        rows=settings.batch_rows,
+        milliseconds=settings.batch_ms,
+        queue_rows=settings.queue_rows,
+        queue_milliseconds=settings.queue_ms,
+        threads=settings.workers,
+    )
+
+
+async def _live(
+    models: Models,
+    on_ready: Callable[[Models], None] | None,
     on_failure: Callable[[Exception], None] | None,
 ) -> None:
+    """Load the models, then watch for new ones."""
     try:
-        scorer = await asyncio.to_thread(Scorer.load, settings)
+        await models.load()
     except Exception as error:
-        known = isinstance(error, SluiceError)
-        app.state.reason = str(error) if known else "the model could not be loaded; see the server's log"
-        if not known:
-            error_log.exception("the model could not be loaded")
         if on_failure is not None:
             on_failure(error)
         return
-    app.state.metrics.serves(scorer.card)
-    app.state.scorer = scorer
     if on_ready is not None:
-        on_ready(scorer)
+        on_ready(models)
+    await models.watch()
 
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
+    models: Models = app.state.models
+    batcher: Batcher = app.state.batcher
+    metrics: Metrics = app.state.metrics
+    in_hand = 0
+
     @app.post(
         SCORE_PATH,
         response_model=ScoreResponse,
         summary="Score the candidates of one request",
         responses={
+            404: {"model": Problems, "description": "No such model"},
             413: {"model": Problems, "description": "The body is too large"},
             422: {"model": Problems, "description": "The request is malformed; `loc` is the path of the field"},
-            503: {"model": Problems, "description": "The model is not ready"},
+            503: {"model": Problems, "description": "The model is not ready, or the server at its capacity"},
+            504: {"model": Problems, "description": "The deadline passed before the request's turn came"},
         },
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {}}}},
     )
-    async def score(request: Request) -> Any:
+    async def score(
+        request: Request,
+        model: Annotated[str | None, Query(description="The slot whose model shall answer.")] = None,
+        x_deadline_ms: Annotated[
+            str | None, Header(description="Milliseconds after which the answer is of no use any more.")
+        ] = None,
+    ) -> Any:
         """Raw values in, encoded by the definition that encoded the training data; probabilities out."""
-        state = app.state
-        scorer: Scorer | None = state.scorer
-        if scorer is None:
-            raise Refused.of(503, (), state.reason, "not_ready", headers={"Retry-After": "1"})
-        body = await _read(request, settings.max_body_bytes)
-        parsed = parse_request(body, max_candidates=settings.max_candidates)
-        if parsed.request_id is not None:
-            request.state.request_id = parsed.request_id
-        request.state.candidates = len(parsed.candidates)
+        nonlocal in_hand
+        models.scorer(model)  # before a body is read that nobody can answer
+        if in_hand >= settings.max_requests:
+            raise _overloaded(0)
+        in_hand += 1
         try:
-            scores = await scorer.score(parsed.user, parsed.context, parsed.candidates)
+            return await answer(request, model, x_deadline_ms)
+        finally:
+            in_hand -= 1
+
+    async def answer(request: Request, model: str | None, x_deadline_ms: str | None) -> Response:
+        state = request.state
+        deadline = _deadline(x_deadline_ms, state.arrived)
+        body = await _read(request, settings.max_body_bytes)
+        asked = parse_request(body, max_candidates=settings.max_candidates)
+        if asked.request_id is not None:
+            state.request_id = asked.request_id
+        state.candidates = len(asked.candidates)
+        scorer = models.scorer(asked.model or model)
+        try:
+            encoded = scorer.encode(asked.user, asked.context, asked.candidates)
+            scores = await batcher.score(scorer, encoded, deadline)
         except RequestError as error:
             raise refused_value(error, scorer.columns) from None
-        state.metrics.candidates.inc(len(scores))
-        return JSONResponse(
-            {
-                "scores": scores.tolist(),
-                "model": scorer.card.model_dump(),
-                "request_id": request.state.request_id,
-            }
-        )
+        except Overloaded as error:
+            raise _overloaded(error.seconds) from None
+        except Late:
+            message = "the deadline passed before the request's turn came; nothing was computed"
+            raise Refused.of(504, ("header", "X-Deadline-Ms"), message, "deadline_passed") from None
+        metrics.candidates.inc(len(scores))
+        content = {"scores": scores.tolist(), "model": scorer.card.model_dump(), "request_id": state.request_id}
+        return Response(_encode(content), media_type="application/json")
 
     @app.get("/healthz", summary="The process is alive")
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
     @app.get(
-        "/readyz", summary="A verified model is loaded", responses={503: {"description": "Not ready, and why"}}
+        "/readyz",
+        summary="Every slot has a verified model",
+        responses={503: {"description": "Not ready, and why"}},
     )
     async def readyz() -> Any:
-        if app.state.scorer is None:
-            content = {"status": "not ready", "reason": app.state.reason}
+        told = models.status()
+        if not models.ready:
+            reason = next((slot["problem"] for slot in told if "problem" in slot), "the model is being loaded")
+            content = {"status": "not ready", "reason": reason, "models": told}
             return JSONResponse(content, status_code=503, headers={"Retry-After": "1"})
-        return {"status": "ready", "model": app.state.scorer.card.model_dump()}
+        return {"status": "ready", "model": models.scorer().card.model_dump(), "models": told}
+
+    @app.get("/v1/models", summary="What answers in each slot")
+    async def list_models() -> dict[str, Any]:
+        return {"models": models.status()}
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
-    async def metrics() -> Response:
-        return Response(app.state.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    async def exposition() -> Response:
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _deadline(given: str | None, arrived: float) -> float:
+    """Return the time by ``time.perf_counter()`` until which an answer is of use."""
+    if given is None:
+        return math.inf
+    try:
+        milliseconds = float(given)
+    except ValueError:
+        milliseconds = math.nan
+    if not milliseconds > 0:
+        message = f"expected milliseconds, a number above 0, got {given[:40]!r}"
+        raise Refused.of(422, ("header", "X-Deadline-Ms"), message, "deadline")
+    return arrived + milliseconds / 1000
+
+
+def _overloaded(seconds: float) -> Refused:
+    """Return the refusal of a request for which there is no room; clients come back when there should be."""
+    message = "the server is at its capacity; come back later"
+    return Refused.of(503, (), message, "overloaded", headers={"Retry-After": str(max(1, math.ceil(seconds)))})
 
 
 async def _read(request: Request, limit: int) -> bytes:
@@ -172,14 +243,15 @@ def _describe(app: FastAPI) -> dict[str, Any]:
     route = described["paths"][SCORE_PATH]["post"]
     content = route["requestBody"]["content"]["application/json"]
     content["schema"] = {"$ref": "#/components/schemas/ScoreRequest"}
-    scorer: Scorer | None = app.state.scorer
-    if scorer is None:
+    models: Models = app.state.models
+    if not models.ready:
         return described
-    request = scorer.example()
-    scores = scorer.bundle.score_request(**request).tolist()
+    scorer = models.scorer()
+    request = scorer.example
+    (scores,) = scorer.run([scorer.encode(**request)])
     content["example"] = request
     route["responses"]["200"]["content"]["application/json"]["example"] = {
-        "scores": scores,
+        "scores": scores.tolist(),
         "model": scorer.card.model_dump(),
         "request_id": "4c1c0ab6d3a84f0c9a4c9f0f4c7f3b52",
     }

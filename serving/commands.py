@@ -14,19 +14,24 @@ def register(app: typer.Typer) -> None:
         epilog="Examples:\n\n"
         "sluice serve -m models:/clicks@champion\n\n"
         "sluice serve -m runs/clicks/bundle --host 0.0.0.0 --port 9000\n\n"
+        "sluice serve -m main=models:/clicks@champion -m next=models:/clicks@challenger\n\n"
         "curl localhost:8000/docs",
     )(serve)
 
 
 def serve(
     model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", help="models:/name@alias, models:/name/version, or a bundle's path."),
+        list[str] | None,
+        typer.Option(
+            "-m",
+            "--model",
+            help="models:/name@alias, models:/name/version, or a bundle's path; repeatable, as slot=model.",
+        ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any. [default: 8000]")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store. [default: the one under runs]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Requests scored at once. [default: 2]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Forward passes at once, a core each. [default: 1]")] = None,
     max_candidates: Annotated[int | None, typer.Option(help="Most candidates a request. [default: 2000]")] = None,
     parent: Annotated[
         int | None, typer.Option(help="End when this parent process does, even if it is killed.")
@@ -41,7 +46,7 @@ def serve(
 
     run(
         Settings.from_env(
-            model=model,
+            model=model or None,
             host=host,
             port=port,
             tracking_uri=tracking_uri,

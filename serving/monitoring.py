@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -22,6 +22,7 @@ access_log = logging.getLogger("sluice.access")
 error_log = logging.getLogger("sluice.error")
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -45,13 +46,48 @@ class Metrics:
             "sluice_errors_total", "Requests refused or failed, by reason.", ["reason"], registry=self.registry
         )
         self.model = Gauge(
-            "sluice_model_info", "The model that answers.", ["name", "version", "hash"], registry=self.registry
+            "sluice_model_info",
+            "The models that answer.",
+            ["slot", "name", "version", "hash"],
+            registry=self.registry,
         )
+        self.loads = Counter(
+            "sluice_model_loads_total",
+            "Bundles that came to answer (swapped) or were refused.",
+            ["slot", "result"],
+            registry=self.registry,
+        )
+        self.pass_rows = Histogram(
+            "sluice_pass_rows", "Candidates of a forward pass.", buckets=_ROWS, registry=self.registry
+        )
+        self.pass_requests = Histogram(
+            "sluice_pass_requests", "Requests that share a forward pass.", buckets=_ROWS, registry=self.registry
+        )
+        self.waited = Histogram(
+            "sluice_queue_seconds", "What a request waits for its pass.", buckets=_BUCKETS, registry=self.registry
+        )
+        self.waiting = Gauge("sluice_queue_rows", "Candidates that wait for a pass.", registry=self.registry)
+        self._cards: dict[str, tuple[str, ...]] = {}
 
-    def serves(self, card: ModelCard) -> None:
-        """Record which model answers from now on."""
-        self.model.clear()
-        self.model.labels(card.name, "" if card.version is None else str(card.version), card.hash).set(1)
+    def serves(self, slot: str, card: ModelCard) -> None:
+        """Record which model answers in a slot from now on."""
+        if slot in self._cards:
+            self.model.remove(*self._cards[slot])
+        version = "" if card.version is None else str(card.version)
+        self._cards[slot] = (slot, card.name, version, card.hash)
+        self.model.labels(*self._cards[slot]).set(1)
+        self.loads.labels(slot, "swapped").inc()
+
+    def refuses(self, slot: str) -> None:
+        """Record that a bundle was refused."""
+        self.loads.labels(slot, "refused").inc()
+
+    def passed(self, requests: int, rows: int, waited: Sequence[float]) -> None:
+        """Record a forward pass, and what each of its requests waited for it."""
+        self.pass_requests.observe(requests)
+        self.pass_rows.observe(rows)
+        for seconds in waited:
+            self.waited.observe(seconds)
 
     def exposition(self) -> bytes:
         """Return Prometheus' text format."""
@@ -71,6 +107,7 @@ class Observe:
         begin = time.perf_counter()
         given = Headers(scope=scope).get("x-request-id", "")
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        state["arrived"] = begin
         state["request_id"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         status = 0
 

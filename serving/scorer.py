@@ -1,86 +1,142 @@
-"""The Bundle behind the routes: loaded once, scoring on worker threads so that the event loop never waits."""
+"""The Scorer: one verified bundle, raw values in, scores out. It holds no queue and no thread.
+
+:class:`serving.models.Models` says which Scorer answers, :class:`serving.batching.Batcher` when it computes.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import math
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
+from ctr_models.batch import EncodedRows
+from ctr_models.candidates import Candidates
 from pipelines.release.bundle import SCORE, Bundle
 from pipelines.release.registry import SCHEME, fetch, locate
+from serving.batching import Encoded
 from serving.schemas import ModelCard
-from serving.settings import Settings
 
 Columns = Mapping[str, Any]
+MEASURED_ROWS = (1, 500)
+"""Candidates of the requests that are timed at load."""
 
 
 class Scorer:
-    """Scores requests with one bundle.
-
-    :meth:`score` is where concurrent requests meet: whatever batches them together belongs behind it.
+    """Scores requests with one bundle, several in one forward pass. It never changes once it is made.
 
     Args:
         bundle: verified.
         card: how the model is named in answers.
-        workers: requests scored at once, one core each.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pipelines.release.example import example_bundle
+        >>> bundle = example_bundle(Path(tempfile.mkdtemp()) / "bundle")
+        >>> scorer = Scorer(bundle, card_of(bundle))
+        >>> one = scorer.encode({"user_id": 3}, {"hour": 9}, [{"item_id": "item-1"}, {"item_id": "new"}])
+        >>> two = scorer.encode({"user_id": 4}, {"hour": 9}, [{"item_id": "item-1"}])
+        >>> [scores.shape for scores in scorer.run([one, two])]
+        [(2,), (1,)]
     """
 
-    def __init__(self, bundle: Bundle, card: ModelCard, *, workers: int = 1) -> None:
+    def __init__(self, bundle: Bundle, card: ModelCard) -> None:
         self.bundle, self.card = bundle, card
         self.columns = bundle.state.spec.request_columns
-        self._pool = ThreadPoolExecutor(
-            workers, thread_name_prefix="scorer", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        # Read now: the folder may hold the next bundle by the time that somebody asks.
+        self.example = example_request(bundle)
+        self._times = self._measure()
 
     @classmethod
-    def load(cls, settings: Settings) -> Scorer:
-        """Find, fetch and verify the bundle that the settings name.
+    def load(cls, source: str, tracking_uri: str | None = None) -> Scorer:
+        """Find, fetch and verify a bundle.
+
+        Args:
+            source: ``models:/name@alias``, ``models:/name/version`` or a path.
+            tracking_uri: of the MLflow store.
 
         Raises:
             ArtifactError: it can't be found, or does not prove itself.
         """
-        if settings.model.startswith(SCHEME):
-            release = locate(settings.model, settings.tracking_uri)
-            bundle = Bundle.load(fetch(release, settings.tracking_uri))
-            name, number = release.name, release.version
-        else:
-            bundle = Bundle.load(settings.model)
-            name, number = str(bundle.config.get("name") or bundle.directory.name), None
-        card = ModelCard(name=name, version=number, hash=bundle.hash, gates=bundle.gates)
-        return cls(bundle, card, workers=settings.workers)
+        if not source.startswith(SCHEME):
+            bundle = Bundle.load(source)
+            return cls(bundle, card_of(bundle))
+        release = locate(source, tracking_uri)
+        bundle = Bundle.load(fetch(release, tracking_uri))
+        return cls(bundle, card_of(bundle, release.name, release.version))
 
-    async def score(self, user: Columns, context: Columns, candidates: Sequence[Columns]) -> np.ndarray:
-        """Return click probabilities, (N,) float32, in the order of the candidates.
+    def encode(self, user: Columns, context: Columns, candidates: Sequence[Columns]) -> Encoded:
+        """Encode a request for :meth:`run`.
 
         Raises:
             RequestError: a value can't be encoded.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self.bundle.score_request, user, context, candidates)
+        if self.bundle.model.shares:
+            return Encoded(*self.bundle.encoder.parts(user, context, candidates))
+        return Encoded(None, self.bundle.encoder.encode(user, context, candidates))
 
-    def example(self, candidates: int = 3) -> dict[str, Any]:
-        """Return a request made of golden rows, as plain JSON values."""
-        spec = self.bundle.state.spec
-        rows = self.bundle.golden.drop(SCORE).head(candidates).to_dicts()
-        role = {(c.name if c.from_log else c.column): c.role for c in spec.direct}
+    def run(self, requests: Sequence[Encoded]) -> list[np.ndarray]:
+        """Score requests that fit each other in one forward pass.
 
-        def part(row: Columns, wanted: str) -> dict[str, Any]:
-            return plain_row({k: v for k, v in row.items() if role[k] == wanted})
+        Returns:
+            Click probabilities of each, (N,) float32, in the order of its candidates.
+        """
+        counts = [len(r) for r in requests]
+        own = EncodedRows.concat([r.own for r in requests])
+        shared = [r.shared for r in requests if r.shared is not None]
+        with torch.inference_mode():
+            if shared:
+                logits = self.bundle.model.scores(Candidates.of(EncodedRows.concat(shared), own, counts))
+            else:
+                logits = self.bundle.model(own.batch())
+            scores = torch.sigmoid(logits.float()).numpy()  # (N of all,)
+        return [scores[a:b] for a, b in pairwise(accumulate(counts, initial=0))]
 
-        return {
-            "user": part(rows[0], "user"),
-            "context": part(rows[0], "context"),
-            "candidates": [part(row, "item") for row in rows],
-        }
+    def seconds(self, rows: int) -> float:
+        """Return how long a pass of so many rows took when it was measured at load; between and beyond, linear."""
+        (few, quick), (many, slow) = self._times
+        return max(quick, quick + (rows - few) * (slow - quick) / (many - few))
 
-    def close(self) -> None:
-        """Let running requests end, and take no more."""
-        self._pool.shutdown(wait=True)
+    def _measure(self) -> list[tuple[int, float]]:
+        """Warm up and time passes of few and of many rows, the best of some each."""
+        times = []
+        for rows in MEASURED_ROWS:
+            candidates = [self.example["candidates"][i % len(self.example["candidates"])] for i in range(rows)]
+            encoded = self.encode(self.example["user"], self.example["context"], candidates)
+            best = math.inf
+            for _ in range(5):
+                begin = time.perf_counter()
+                self.run([encoded])
+                best = min(best, time.perf_counter() - begin)
+            times.append((rows, best))
+        return times
+
+
+def card_of(bundle: Bundle, name: str | None = None, version: int | None = None) -> ModelCard:
+    """Return how a bundle is named in answers; one from a path by its configuration or its folder."""
+    name = name or str(bundle.config.get("name") or bundle.directory.name)
+    return ModelCard(name=name, version=version, hash=bundle.hash, gates=bundle.gates)
+
+
+def example_request(bundle: Bundle, candidates: int = 3) -> dict[str, Any]:
+    """Return a request made of golden rows, as plain JSON values."""
+    spec = bundle.state.spec
+    rows = bundle.golden.drop(SCORE).head(candidates).to_dicts()
+    role = {(c.name if c.from_log else c.column): c.role for c in spec.direct}
+
+    def part(row: Columns, wanted: str) -> dict[str, Any]:
+        return plain_row({k: v for k, v in row.items() if role[k] == wanted})
+
+    return {
+        "user": part(rows[0], "user"),
+        "context": part(rows[0], "context"),
+        "candidates": [part(row, "item") for row in rows],
+    }
 
 
 def plain_row(row: Columns) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ctr_models.errors import ConfigError
 from serving.app import create_app
-from serving.scorer import Scorer
+from serving.models import Models
 from serving.settings import Settings
 
 
@@ -34,12 +34,16 @@ def run(settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     failures: list[Exception] = []
 
-    def ready(scorer: Scorer) -> None:
-        card = scorer.card
-        shown = f"{card.name} version {card.version}" if card.version is not None else card.name
+    def ready(models: Models) -> None:
         address = f"http://{host}:{port}" if ":" not in host else f"http://[{host}]:{port}"
-        line = Text.assemble((shown, "bold"), f" ({card.hash[:12]}) on ", (address, "bold cyan"), ", docs at /docs")
-        screen.print(line, soft_wrap=True)
+        for slot in models.slots:
+            card = models.scorer(slot).card
+            shown = f"{card.name} version {card.version}" if card.version is not None else card.name
+            where = f" as {slot}" if len(models.slots) > 1 else ""
+            line = Text.assemble(
+                (shown, "bold"), f" ({card.hash[:12]}){where} on ", (address, "bold cyan"), ", docs at /docs"
+            )
+            screen.print(line, soft_wrap=True)
 
     def failed(error: Exception) -> None:
         failures.append(error)

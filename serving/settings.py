@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import PurePath
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ctr_models.errors import ConfigError, explain, nearest
 
 PREFIX = "SLUICE_"
+_SLOT = re.compile(r"(?P<slot>[\w.-]{1,64})=(?P<source>.+)")
+
+
+def _listed(value: Any) -> Any:
+    """Split a text at its commas."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _name(source: str) -> str:
+    """Return the name of a registered model, or of a folder."""
+    if source.startswith("models:/"):
+        return re.split("[@/]", source.removeprefix("models:/"))[0]
+    return PurePath(os.path.abspath(source)).name
 
 
 class Settings(BaseModel):
     """Settings of one server process. Each can be set in the environment as ``SLUICE_<NAME>``.
 
     Example:
-        >>> Settings.from_env({"SLUICE_MODEL": "models:/clicks@champion", "SLUICE_PORT": "9000"}).port
-        9000
+        >>> settings = Settings.from_env({"SLUICE_MODEL": "models:/clicks@champion", "SLUICE_PORT": "9000"})
+        >>> settings.port, settings.slots
+        (9000, {'clicks': 'models:/clicks@champion'})
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    model: str
-    """``models:/name@alias``, ``models:/name/version`` or the path of a bundle."""
+    model: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(min_length=1)
+    """What to serve: ``models:/name@alias``, ``models:/name/version`` or the path of a bundle. Several stand with
+    commas between, each as ``slot=model``; requests name the slot, and the first answers those that name none."""
     tracking_uri: str | None = None
     """Of the MLflow store; None is the one under ``runs``."""
     host: str = "127.0.0.1"
@@ -32,12 +49,40 @@ class Settings(BaseModel):
     max_candidates: int = Field(2000, ge=1)
     """Of one request."""
     max_body_bytes: int = Field(4 * 2**20, ge=1024)
-    workers: int = Field(2, ge=1, le=256)
-    """Threads that encode and score; each takes one request at a time and one core."""
+    poll_seconds: float = Field(10.0, ge=0)
+    """How often aliases and folders are looked at for a new bundle; 0 never."""
+    workers: int = Field(1, ge=1, le=256)
+    """Threads that compute forward passes, one core each, beside the one that reads, encodes and answers."""
+    batch_rows: int = Field(2048, ge=1)
+    """Candidates of concurrent requests that may share a forward pass; a single request may have more."""
+    batch_ms: float = Field(10.0, ge=0)
+    """Milliseconds that a shared pass may be expected to take; a single request may take longer."""
+    queue_rows: int = Field(32_768, ge=1)
+    """Candidates that may wait for a pass; requests beyond get 503 at once."""
+    queue_ms: float = Field(250.0, gt=0)
+    """Milliseconds that a request may be expected to wait for its pass; requests beyond get 503 at once."""
+    max_requests: int = Field(512, ge=1)
+    """Requests in hand at once, waiting ones included; those beyond get 503 before they are read."""
     grace_seconds: float = Field(10.0, ge=0)
     """How long requests in flight may take to end once the server is told to stop."""
     parent: int | None = Field(None, ge=1)
     """A process to end with, however that ends; whoever starts a server for itself gives its own id."""
+
+    @property
+    def slots(self) -> dict[str, str]:
+        """What each slot serves; one that is not named is called like its model, or its folder."""
+        found = {}
+        for text in self.model:
+            match = _SLOT.match(text)
+            source = match["source"] if match else text
+            found[match["slot"] if match else _name(source)] = source
+        return found
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Settings:
+        if len(self.slots) < len(self.model):
+            raise ValueError("two models have one slot's name; write slot=model")
+        return self
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, **given: Any) -> Settings:

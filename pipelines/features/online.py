@@ -114,12 +114,24 @@ class OnlineEncoder:
         Returns:
             One user, with the columns that no candidate gives, and a row a candidate of all others.
         """
+        return Candidates.of(*self.parts(user, context, candidates))
+
+    def parts(
+        self,
+        user: Mapping[str, Any],
+        context: Mapping[str, Any],
+        candidates: Sequence[Mapping[str, Any]],
+    ) -> tuple[EncodedRows, EncodedRows]:
+        """Encode as :meth:`candidates` does, and return the row of the user and those of the candidates.
+
+        Each has a part of the schema. Requests whose parts agree make one :class:`ctr_models.Candidates` together.
+        """
         request = _Request(user, context, candidates, self._allowed)
         columns = self._encoded(request)
         shared, own = self._parts(frozenset(name for name, (_, same) in columns.items() if same))
         encoded = {name: one for name, (one, _) in columns.items()}
         users = self._users(request, len(candidates))
-        return Candidates.of(_rows(shared, encoded, np.zeros(1, dtype=np.int64)), _rows(own, encoded, users))
+        return _rows(shared, encoded, np.zeros(1, dtype=np.int64)), _rows(own, encoded, users)
 
     def _encoded(self, request: _Request) -> dict[str, tuple[np.ndarray | Ragged, bool]]:
         """Encode each field: a value a candidate, or one that serves all, and True."""

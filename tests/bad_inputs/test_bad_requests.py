@@ -43,7 +43,7 @@ REQUESTS: list[tuple[str, Any, list[Any], str]] = [
         "an unknown field",
         {"candidates": [{}], "usr": {}},
         ["usr"],
-        "no such field; did you mean 'user'? known: 'candidates', 'context', 'request_id', 'user'",
+        "no such field; did you mean 'user'? known: 'candidates', 'context', 'model', 'request_id', 'user'",
     ),
     (
         "an unknown column",

@@ -19,6 +19,7 @@ from ctr_models.errors import ArtifactError
 from pipelines.release.bundle import SCORE, Bundle
 from pipelines.release.example import example_bundle, example_log
 from serving.app import create_app
+from serving.scorer import Scorer
 from serving.settings import Settings
 
 
@@ -119,7 +120,7 @@ def test_an_error_inside_shows_nothing_of_the_inside(client: TestClient, monkeyp
     def fail(*_: Any) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(Bundle, "score_request", fail)
+    monkeypatch.setattr(Scorer, "run", fail)
     reply = client.post("/v1/score", json=body(), headers={"X-Request-ID": "r"})
     assert reply.status_code == 500
     assert reply.json() == {"detail": "internal error", "request_id": "r"}
@@ -183,7 +184,7 @@ def test_metrics_count_what_happened(bundle: Bundle) -> None:
     assert "sluice_candidates_total 7.0" in told
     assert 'sluice_errors_total{reason="too_short"} 1.0' in told
     assert 'sluice_request_seconds_count{route="/v1/score"} 3.0' in told
-    assert f'sluice_model_info{{hash="{bundle.hash}",name="example",version=""}} 1.0' in told
+    assert f'sluice_model_info{{hash="{bundle.hash}",name="example",slot="bundle",version=""}} 1.0' in told
 
 
 def test_two_applications_keep_their_metrics_apart(bundle: Bundle) -> None:
@@ -202,7 +203,7 @@ def test_openapi_shows_a_request_that_works(client: TestClient, bundle: Bundle) 
     shown = route["responses"]["200"]["content"]["application/json"]["example"]
     np.testing.assert_allclose(reply.json()["scores"], shown["scores"], atol=1e-6)
     assert set(content["example"]["user"]) <= {"user_id", "city", "clicked"}
-    assert set(route["responses"]) == {"200", "413", "422", "503"}
+    assert set(route["responses"]) == {"200", "404", "413", "422", "503", "504"}
     assert client.get("/docs").status_code == 200
 
 

@@ -11,7 +11,20 @@ from serving.settings import Settings
 def test_the_command_line_wins_over_the_environment() -> None:
     environment = {"SLUICE_MODEL": "a", "SLUICE_PORT": "9000", "HOME": "/"}
     settings = Settings.from_env(environment, model="b", port=None, host="::1")
-    assert (settings.model, settings.port, settings.host) == ("b", 9000, "::1")
+    assert (settings.model, settings.port, settings.host) == (("b",), 9000, "::1")
+
+
+def test_several_models_have_a_slot_each() -> None:
+    text = "main=models:/clicks@champion, models:/clocks/3,runs/old/bundle,next=/srv/a=b/c"
+    slots = Settings.from_env({"SLUICE_MODEL": text}).slots
+    assert slots == {
+        "main": "models:/clicks@champion",
+        "clocks": "models:/clocks/3",
+        "bundle": "runs/old/bundle",
+        "next": "/srv/a=b/c",
+    }
+    assert next(iter(slots)) == "main"
+    assert Settings.from_env({}, model=["a,b", "x=c"]).slots == {"a,b": "a,b", "x": "c"}
 
 
 @pytest.mark.parametrize(
@@ -19,6 +32,7 @@ def test_the_command_line_wins_over_the_environment() -> None:
     [
         ({}, "no model to serve. give --model models:/name@champion, or set SLUICE_MODEL."),
         ({"SLUICE_MODEL": "a", "SLUICE_PROT": "1"}, "SLUICE_PROT: no such setting. did you mean 'SLUICE_PORT'?"),
+        ({"SLUICE_MODEL": "a=x,a=y"}, "server settings: two models have one slot's name; write slot=model"),
         ({"SLUICE_MODEL": "a", "SLUICE_PORT": "x"}, "server settings: port: "),
         (
             {"SLUICE_MODEL": "a", "SLUICE_PORT": "70000"},
