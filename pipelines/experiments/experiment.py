@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ctr_models.errors import ConfigError, SluiceError, explain, nearest
 from ctr_models.gates.base import GATES
@@ -19,7 +21,16 @@ from pipelines.experiments.statistics import METRICS, Difference
 from pipelines.training.recipes import RecipeConfig
 
 Metric = Literal["auc", "logloss", "gauc"]
+OnlineMetric = Literal["ctr", "conversion_rate"]
+"""Clicks, or conversions, per candidate shown."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Served = Annotated[
+    str,
+    Field(max_length=250, pattern=r"^(models:/[A-Za-z0-9][\w.-]*(@[\w.-]+|/[0-9]+)|[A-Za-z0-9][\w.-]*)$"),
+]
+"""``models:/name@alias``, ``models:/name/version``, or the name of a bundle that the server has; never a path."""
+Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Strict(BaseModel):
@@ -44,6 +55,10 @@ class Arm(_Strict):
     """Keys of the model section, laid over it; a ``name`` starts a model (or a gate) afresh."""
     recipe: RecipeConfig | None = None
     """How this arm is trained, if otherwise than the configuration says."""
+    bundle: Served | None = None
+    """What scores this arm's requests online; None: whatever would without the experiment."""
+    gate_hashes: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{6,64}$")]] = Field(default_factory=dict)
+    """Hash of the GateSpec that the bundle must have in a slot; a bundle with another does not serve this arm."""
 
     @classmethod
     def parse(cls, text: str) -> Arm:
@@ -132,6 +147,8 @@ class Condition(_Strict):
             return False
         if self.values is not None:
             return value in self.values
+        if not isinstance(value, int | float):
+            return False
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
     def expression(self) -> Any:
@@ -152,10 +169,76 @@ class Condition(_Strict):
 class Allocation(_Strict):
     """How users are dealt to arms online: the same user always to the same arm."""
 
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """Shares by arm, of any sum; empty: equal."""
+    weights: Weights = Field(default_factory=dict)
+    """Shares by arm, of any sum; empty: equal. Shadow arms take none."""
     salt: str = ""
     """Another salt deals anew. Empty: the experiment's name."""
+
+
+class Stage(_Strict):
+    """The shares of the arms from a moment on."""
+
+    at: AwareDatetime
+    weights: Weights
+
+
+class Layer(_Strict):
+    """The part of a layer that an experiment takes. Parts of one layer don't overlap, so no unit is in two of its
+    experiments; layers are dealt independently of each other.
+
+    Example:
+        >>> Layer(name="ranking", start=0, stop=0.5).stop
+        0.5
+    """
+
+    name: Name
+    start: Share = 0.0
+    stop: Share = 1.0
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> Layer:
+        if self.start >= self.stop:
+            raise ValueError("stop must be greater than start")
+        return self
+
+
+class OnlineGuardrail(_Strict):
+    """A rate of events that a challenger may not harm by more than ``bound``."""
+
+    metric: OnlineMetric
+    bound: float = Field(gt=0, lt=1)
+
+
+class Online(_Strict):
+    """How an experiment runs on live requests."""
+
+    unit: str = Field("user_id", min_length=1, max_length=100)
+    """The column of the request whose value is dealt to an arm: always to the same."""
+    model: Name | None = None
+    """Only requests for this model; None: for any."""
+    starts: AwareDatetime | None = None
+    ends: AwareDatetime | None = None
+    ramp: tuple[Stage, ...] = Field((), max_length=100)
+    """Later shares, in the order of time; those of ``allocation`` hold until the first."""
+    holdout: float = Field(0.0, ge=0, lt=1)
+    """Share of units left out, served as if there were no experiment; the same ones in all of a layer."""
+    layer: Layer | None = None
+    """None: a layer of its own."""
+    shadow: tuple[Name, ...] = ()
+    """Arms that score every request of the experiment and serve none."""
+    epsilon: Share = 0.0
+    """Share of requests answered in uniformly random order, for off-policy evaluation."""
+    primary: OnlineMetric = "ctr"
+    guardrails: tuple[OnlineGuardrail, ...] = ()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Online:
+        times = [stage.at for stage in self.ramp]
+        if any(b <= a for a, b in pairwise(times)):
+            raise ValueError("the stages of ramp must follow each other in time")
+        if self.starts is not None and self.ends is not None and self.ends <= self.starts:
+            raise ValueError("ends must be later than starts")
+        return self
 
 
 class Guardrail(_Strict):
@@ -186,8 +269,8 @@ class Experiment(_Strict):
     Example:
         >>> e = Experiment(name="cross-gate", control="open", arms=(
         ...     Arm.parse("open=model.gates.cross=none"), Arm.parse("gated=model.gates.cross=sigmoid")))
-        >>> e.challengers, e.arm_of("user 7") == e.arm_of("user 7"), e == Experiment.from_tree(e.to_tree())
-        (('gated',), True, True)
+        >>> e.challengers, e == Experiment.from_tree(e.to_tree())
+        (('gated',), True)
     """
 
     name: Name
@@ -199,6 +282,8 @@ class Experiment(_Strict):
     primary: Metric = "auc"
     guardrails: tuple[Guardrail, ...] = ()
     decision: Decision = Decision()
+    online: Online | None = None
+    """None: the experiment is offline only."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -208,11 +293,22 @@ class Experiment(_Strict):
             raise ValueError(f"arms appear twice: {', '.join(twice)}")
         if self.control not in names:
             raise ValueError(f"control {self.control!r} is no arm; {nearest(self.control, names)}")
-        weights = self.allocation.weights
-        if weights and set(weights) != set(names):
-            raise ValueError(f"allocation.weights name {sorted(weights)}, the arms are {sorted(names)}")
-        if weights and not sum(weights.values()) > 0:
-            raise ValueError("allocation.weights sum to zero")
+        shadow = self.online.shadow if self.online is not None else ()
+        for name in shadow:
+            if name not in names:
+                raise ValueError(f"online.shadow names {name!r}, which is no arm; {nearest(name, names)}")
+        if self.control in shadow:
+            raise ValueError("the control can't be a shadow arm: somebody has to be served by it")
+        live = [name for name in names if name not in shadow]
+        given = {"allocation.weights": self.allocation.weights} if self.allocation.weights else {}
+        if self.online is not None:
+            given |= {f"online.ramp.{i}.weights": stage.weights for i, stage in enumerate(self.online.ramp)}
+        for where, weights in given.items():
+            if set(weights) != set(live):
+                what = "the arms that serve" if shadow else "the arms"
+                raise ValueError(f"{where} name {sorted(weights)}, {what} are {sorted(live)}")
+            if not sum(weights.values()) > 0:
+                raise ValueError(f"{where} sum to zero")
         if len(set(self.decision.seeds)) < len(self.decision.seeds):
             raise ValueError("decision.seeds appear twice")
         return self
@@ -244,8 +340,9 @@ class Experiment(_Strict):
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits over everything, defaults included."""
-        return digest(json.loads(self.model_dump_json()))
+        """Twelve hex digits over everything that an offline result rests on, defaults included."""
+        online: Any = {"online": True, "arms": {"__all__": {"bundle", "gate_hashes"}}}
+        return digest(json.loads(self.model_dump_json(exclude=online)))
 
     @property
     def challengers(self) -> tuple[str, ...]:
@@ -257,17 +354,18 @@ class Experiment(_Strict):
         """The primary metric, then auc, logloss and those of the guardrails, each once."""
         return tuple(dict.fromkeys((self.primary, "auc", "logloss", *(g.metric for g in self.guardrails))))
 
-    def arm_of(self, user: str) -> str:
-        """Return the arm that a user is dealt to: always the same, spread by the weights."""
-        weights = [self.allocation.weights.get(arm.name, 1.0) for arm in self.arms]
-        salt = self.allocation.salt or self.name
-        drawn = int.from_bytes(hashlib.sha256(f"{salt}\0{user}".encode()).digest()[:8], "big")
-        left = drawn / 2**64 * sum(weights)
-        for arm, weight in zip(self.arms, weights, strict=True):
-            left -= weight
-            if left < 0:
-                return arm.name
-        return next(a.name for a, w in zip(reversed(self.arms), reversed(weights), strict=True) if w > 0)
+    def stages(self, at: datetime | None = None) -> tuple[dict[str, float], ...]:
+        """Return the weights of the arms that serve: first those of ``allocation``, then those of the ramp.
+
+        Args:
+            at: leave out the stages of the ramp that begin later.
+        """
+        shadow = self.online.shadow if self.online is not None else ()
+        live = [arm.name for arm in self.arms if arm.name not in shadow]
+        ramp = self.online.ramp if self.online is not None else ()
+        begun = [stage.weights for stage in ramp if at is None or stage.at <= at]
+        first = self.allocation.weights or dict.fromkeys(live, 1.0)
+        return tuple({name: weights[name] for name in live} for weights in (first, *begun))
 
     def decide(self, differences: Sequence[Difference]) -> tuple[str, list[str]]:
         """Apply the rule: the winner's name, and a sentence for each challenger.

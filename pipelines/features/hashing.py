@@ -15,6 +15,7 @@ import pyarrow as pa
 
 _P = 0x9E3779B97F4A7C15 | 1
 _P_INVERSE = pow(_P, -1, 2**64)
+_MASK = 2**64 - 1
 _BLOCK = 1 << 20
 """Bytes that are summed at a time, so that the powers of P stay in cache-sized arrays."""
 
@@ -55,6 +56,27 @@ def stable_hash(values: pl.Series, salt: int = 0) -> np.ndarray:
     else:
         hashed = values.to_numpy().view(np.uint64)
     return mix(hashed ^ mix(np.array([salt], dtype=np.int64).view(np.uint64) + np.uint64(1)))
+
+
+def text_hash(text: str, salt: int = 0) -> int:
+    """Return what :func:`stable_hash` returns of one text: faster for a single one, with nothing to set up.
+
+    Example:
+        >>> text_hash("a") % 10, text_hash("b") % 10
+        (9, 5)
+    """
+    total, power = 0, 1
+    data = text.encode()
+    for byte in data:
+        total += (byte + 1) * power
+        power = power * _P & _MASK
+    return _mix_one(_mix_one(total + len(data) & _MASK) ^ _mix_one(salt + 1 & _MASK))
+
+
+def _mix_one(x: int) -> int:
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
+    return x ^ x >> 31
 
 
 def combine(hashes: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import polars as pl
 import pytest
 
@@ -86,21 +88,58 @@ def test_a_gate_by_name_goes_where_it_fits():
         Arm.of_gate("sigmoid", ModelSpec(name="dnn"))
 
 
-def test_users_are_dealt_by_weight_and_stay():
-    experiment = Experiment.from_tree(TREE)
-    dealt = [experiment.arm_of(f"user {i}") for i in range(8000)]
-    assert dealt == [experiment.arm_of(f"user {i}") for i in range(8000)]
-    shares = {name: dealt.count(name) / 8000 for name in ("open", "gated", "deep")}
-    assert shares == pytest.approx({"open": 0.5, "gated": 0.25, "deep": 0.25}, abs=0.02)
-    salted = Experiment.from_tree({**TREE, "allocation": {"salt": "s2"}})
-    both = [salted.arm_of(f"user {i}") == arm for i, arm in enumerate(dealt)]
-    assert 0.25 < sum(both) / 8000 < 0.42  # dealt anew: no more agreement than chance
+ONLINE = {
+    "layer": {"name": "ranking", "stop": 0.5},
+    "ramp": [{"at": "2026-11-02T00:00:00Z", "weights": {"open": 1, "gated": 1}}],
+    "shadow": ["deep"],
+    "epsilon": 0.01,
+}
 
 
-def test_an_arm_of_weight_zero_gets_nobody():
-    weights = {"open": 1, "gated": 1, "deep": 0}
-    experiment = Experiment.from_tree({**TREE, "allocation": {"weights": weights}})
-    assert {experiment.arm_of(str(i)) for i in range(500)} == {"open", "gated"}
+def test_an_online_part_stands_in_the_same_object():
+    tree = {**TREE, "allocation": {"weights": {"open": 9, "gated": 1}}, "online": ONLINE}
+    tree["arms"] = [{**arm, "bundle": f"models:/clicks@{arm['name']}"} for arm in TREE["arms"]]
+    experiment = Experiment.from_tree(tree)
+    assert Experiment.from_tree(experiment.to_tree()) == experiment
+    assert experiment.stages() == ({"open": 9, "gated": 1}, {"open": 1, "gated": 1})
+    assert experiment.stages(datetime(2026, 11, 1, tzinfo=UTC)) == ({"open": 9, "gated": 1},)
+    offline = Experiment.from_tree({**tree, "online": None, "allocation": {}})
+    assert offline.stages() == ({"open": 1, "gated": 1, "deep": 1},)
+    again = Experiment.from_tree({**offline.to_tree(), "online": {}})
+    assert again.hash == offline.hash  # nothing online changes an offline result
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epsilom": 0.1}, "experiment: online.epsilom: unknown key. did you mean 'epsilon'"),
+        ({"epsilon": 1.5}, "online.epsilon: must be at most 1"),
+        ({"holdout": 1}, "online.holdout: must be less than 1"),
+        ({"shadow": ["dep"]}, "online.shadow names 'dep', which is no arm; did you mean 'deep'"),
+        ({"shadow": ["open"]}, "the control can't be a shadow arm"),
+        ({"shadow": []}, "online.ramp.0.weights name ['gated', 'open'], the arms are"),
+        ({"ramp": [ONLINE["ramp"][0]] * 2}, "must follow each other in time"),
+        ({"ramp": [{"at": "2026-11-02T00:00:00", "weights": {}}]}, "online.ramp.0.at"),
+        ({"layer": {"name": "x", "start": 0.5, "stop": 0.5}}, "stop must be greater than start"),
+        ({"starts": "2026-11-02T00:00:00Z", "ends": "2026-11-01T00:00:00Z"}, "ends must be later than starts"),
+        ({"primary": "auc"}, "online.primary: unknown value 'auc'"),
+    ],
+)
+def test_mistakes_of_the_online_part_are_named(change, message):
+    with pytest.raises(ConfigError) as error:
+        Experiment.from_tree({**TREE, "allocation": {}, "online": {**ONLINE, **change}})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("bundle", ["../secret", "/etc/passwd", "models:/a", "models:/a@b/c", "file:///x", ""])
+def test_a_bundle_is_named_never_a_path(bundle):
+    with pytest.raises(ConfigError, match=r"arms\.0\.bundle: must match"):
+        Experiment.from_tree({**TREE, "arms": [{"name": "open", "bundle": bundle}, *TREE["arms"][1:]]})
+
+
+@pytest.mark.parametrize("value", ["17", [20], {"a": 1}, float("nan"), None])
+def test_a_value_that_is_no_number_is_outside_of_bounds(value):
+    assert not Condition(column="age", least=18).holds({"age": value})
 
 
 @pytest.mark.parametrize(

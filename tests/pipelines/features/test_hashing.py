@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.features import hashing
-from pipelines.features.hashing import combine, mix, stable_hash
+from pipelines.features.hashing import combine, mix, stable_hash, text_hash
 
 P, M = 0x9E3779B97F4A7C15, 2**64
 
@@ -110,3 +110,8 @@ def test_pairs_of_small_numbers_do_not_meet() -> None:
     hashes = stable_hash(pl.Series(range(600)))
     left, right = np.repeat(hashes, 600), np.tile(hashes, 600)
     assert len(np.unique(combine([left, right]))) == 360_000
+
+
+@given(st.text(max_size=40), st.integers(-(2**63), 2**63 - 1))
+def test_one_text_hashes_as_in_a_batch(text: str, salt: int) -> None:
+    assert text_hash(text, salt) == int(stable_hash(pl.Series([text]), salt)[0])
