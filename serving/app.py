@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -16,10 +17,21 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ctr_models.errors import RequestError
-from serving.batching import Batcher, Late, Limits, Overloaded
+from serving.batching import Batcher, Encoded, Late, Limits, Overloaded
 from serving.models import Models
 from serving.monitoring import Metrics, Observe
-from serving.schemas import Problems, Refused, ScoreRequest, ScoreResponse, parse_request, refused_value
+from serving.online_features import Found, OnlineFeatures, ids_of, open_features, status_for
+from serving.schemas import (
+    Problems,
+    Question,
+    Refused,
+    ScoreRequest,
+    ScoreResponse,
+    StoredFeatures,
+    parse_request,
+    refused_value,
+)
+from serving.scorer import Scorer
 from serving.settings import Settings
 
 SCORE_PATH = "/v1/score"
@@ -46,23 +58,32 @@ def create_app(
     def refused(slot: str, reason: str) -> None:
         metrics.refuses(slot)
 
+    features = _features(settings)
+    if features is not None:
+        metrics.features_up.set_function(lambda: features.stored is not None)
     models = Models(settings, on_swap=metrics.serves, on_refusal=refused)
     batcher = Batcher(_limits(settings), on_pass=metrics.passed)
     metrics.waiting.set_function(lambda: batcher.waiting_rows)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        living = asyncio.create_task(_live(models, on_ready, on_failure))
+        living = asyncio.create_task(_live(models, features, on_ready, on_failure))
+        following = asyncio.create_task(features.watch()) if features is not None else None
         try:
             yield
         finally:
-            living.cancel()
-            await asyncio.gather(living, return_exceptions=True)
+            tasks = [task for task in (living, following) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if features is not None:
+                await features.close()
             await asyncio.to_thread(models.close)
             await asyncio.to_thread(batcher.close)
 
     app = FastAPI(title="Sluice", version=version("sluice"), lifespan=lifespan, redoc_url=None)
     app.state.models, app.state.batcher, app.state.metrics = models, batcher, metrics
+    app.state.features = features
     app.add_middleware(Observe, metrics=metrics)
     app.add_exception_handler(Refused, _refuse)
     _add_routes(app, settings)
@@ -80,13 +101,22 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
+def _features(settings: Settings) -> OnlineFeatures | None:
+    if settings.features is None:
+        return None
+    return open_features(settings.features, timeout_seconds=settings.features_timeout_ms / 1000)
+
+
 async def _live(
     models: Models,
+    features: OnlineFeatures | None,
     on_ready: Callable[[Models], None] | None,
     on_failure: Callable[[Exception], None] | None,
 ) -> None:
     """Load the models, then watch for new ones."""
     try:
+        if features is not None:
+            await features.refresh()
         await models.load()
     except Exception as error:
         if on_failure is not None:
@@ -101,6 +131,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     models: Models = app.state.models
     batcher: Batcher = app.state.batcher
     metrics: Metrics = app.state.metrics
+    features: OnlineFeatures | None = app.state.features
     in_hand = 0
 
     @app.post(
@@ -144,7 +175,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         state.candidates = len(asked.candidates)
         scorer = models.scorer(asked.model or model)
         try:
-            encoded = scorer.encode(asked.user, asked.context, asked.candidates)
+            encoded, stored = await _encoded(scorer, features, metrics, asked)
             scores = await batcher.score(scorer, encoded, deadline)
         except RequestError as error:
             raise refused_value(error, scorer.columns) from None
@@ -155,6 +186,8 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
             raise Refused.of(504, ("header", "X-Deadline-Ms"), message, "deadline_passed") from None
         metrics.candidates.inc(len(scores))
         content = {"scores": scores.tolist(), "model": scorer.card.model_dump(), "request_id": state.request_id}
+        if stored is not None:
+            content["features"] = stored.model_dump()
         return Response(_encode(content), media_type="application/json")
 
     @app.get("/healthz", summary="The process is alive")
@@ -172,7 +205,11 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
             reason = next((slot["problem"] for slot in told if "problem" in slot), "the model is being loaded")
             content = {"status": "not ready", "reason": reason, "models": told}
             return JSONResponse(content, status_code=503, headers={"Retry-After": "1"})
-        return {"status": "ready", "model": models.scorer().card.model_dump(), "models": told}
+        content = {"status": "ready", "model": models.scorer().card.model_dump(), "models": told}
+        if features is not None:
+            scorers = {name: slot.scorer for name, slot in models.slots.items() if slot.scorer is not None}
+            content["features"] = status_for(features, {n: s.bundle.state.spec for n, s in scorers.items()})
+        return content
 
     @app.get("/v1/models", summary="What answers in each slot")
     async def list_models() -> dict[str, Any]:
@@ -181,6 +218,28 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def exposition() -> Response:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _encoded(
+    scorer: Scorer, features: OnlineFeatures | None, metrics: Metrics, asked: Question
+) -> tuple[Encoded, StoredFeatures | None]:
+    """Encode a request, completed from the online feature store, and say what was not there."""
+    given = asked.user, asked.context, asked.candidates
+    if features is None:
+        return scorer.encode(*given), None
+    spec = scorer.bundle.state.spec
+    ids = ids_of(spec, *given)
+    begin = time.perf_counter()
+    found = await features.fetch(*ids)
+    seconds = time.perf_counter() - begin
+    try:
+        encoded = scorer.encode(*found.fill(spec, *given))
+    except RequestError:
+        encoded = scorer.encode(*given)  # raises if it is the request's fault
+        found = Found.nothing(ids[1])
+    stored = found.report(*ids)
+    metrics.looked_up(seconds, stored)
+    return encoded, stored
 
 
 def _deadline(given: str | None, arrived: float) -> float:

@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
         "sluice serve -m models:/clicks@champion\n\n"
         "sluice serve -m runs/clicks/bundle --host 0.0.0.0 --port 9000\n\n"
         "sluice serve -m main=models:/clicks@champion -m next=models:/clicks@challenger\n\n"
+        "sluice serve -m models:/clicks@champion --features runs/online\n\n"
         "curl localhost:8000/docs",
     )(serve)
 
@@ -31,6 +32,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any. [default: 8000]")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store. [default: the one under runs]")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Online feature store: a snapshot's folder, or redis://host:6379/0.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Forward passes at once, a core each. [default: 1]")] = None,
     max_candidates: Annotated[int | None, typer.Option(help="Most candidates a request. [default: 2000]")] = None,
     parent: Annotated[
@@ -50,6 +54,7 @@ def serve(
             host=host,
             port=port,
             tracking_uri=tracking_uri,
+            features=features,
             workers=workers,
             max_candidates=max_candidates,
             parent=parent,

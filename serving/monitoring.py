@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.schemas import ModelCard
+from serving.schemas import ModelCard, StoredFeatures
 
 access_log = logging.getLogger("sluice.access")
 error_log = logging.getLogger("sluice.error")
@@ -67,6 +67,21 @@ class Metrics:
             "sluice_queue_seconds", "What a request waits for its pass.", buckets=_BUCKETS, registry=self.registry
         )
         self.waiting = Gauge("sluice_queue_rows", "Candidates that wait for a pass.", registry=self.registry)
+        self.features_up = Gauge(
+            "sluice_features_up", "Whether the online feature store answers.", registry=self.registry
+        )
+        self.features_seconds = Histogram(
+            "sluice_features_seconds",
+            "Looking up the features of a request.",
+            buckets=(0.0001, 0.00025, 0.0005, *_BUCKETS),
+            registry=self.registry,
+        )
+        self.features_missing = Counter(
+            "sluice_features_missing_total",
+            "Users and items that were asked for and are not stored.",
+            ["of"],
+            registry=self.registry,
+        )
         self._cards: dict[str, tuple[str, ...]] = {}
 
     def serves(self, slot: str, card: ModelCard) -> None:
@@ -88,6 +103,12 @@ class Metrics:
         self.pass_rows.observe(rows)
         for seconds in waited:
             self.waited.observe(seconds)
+
+    def looked_up(self, seconds: float, stored: StoredFeatures) -> None:
+        """Record what the online feature store gave for a request."""
+        self.features_seconds.observe(seconds)
+        self.features_missing.labels("user").inc(stored.missing.user)
+        self.features_missing.labels("item").inc(len(stored.missing.items))
 
     def exposition(self) -> bytes:
         """Return Prometheus' text format."""

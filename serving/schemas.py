@@ -38,12 +38,28 @@ class ModelCard(BaseModel):
     gates: dict[str, str]
 
 
+class Missing(BaseModel):
+    """Who was asked for and is not stored."""
+
+    user: bool
+    items: list[Any] = Field(description="Their ids, each once.")
+
+
+class StoredFeatures(BaseModel):
+    """What the online feature store gave. Who is missing was scored with what the request itself gives."""
+
+    available: bool = Field(description="False: the store could not answer, and nothing of it was used.")
+    version: str | None
+    missing: Missing
+
+
 class ScoreResponse(BaseModel):
     """A click probability for each candidate, in the order of the request."""
 
     scores: list[float]
     model: ModelCard
     request_id: str
+    features: StoredFeatures | None = Field(None, description="Only of servers with an online feature store.")
 
 
 class Problem(BaseModel):

@@ -51,6 +51,11 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(4 * 2**20, ge=1024)
     poll_seconds: float = Field(10.0, ge=0)
     """How often aliases and folders are looked at for a new bundle; 0 never."""
+    features: str | None = None
+    """The online feature store that ``sluice materialize`` fills: the folder of a snapshot, or ``redis://``,
+    ``rediss://`` or ``unix://``. None: requests bring all features themselves."""
+    features_timeout_ms: float = Field(100.0, gt=0)
+    """Milliseconds that Redis may take to answer; a request goes on without stored features then."""
     workers: int = Field(1, ge=1, le=256)
     """Threads that compute forward passes, one core each, beside the one that reads, encodes and answers."""
     batch_rows: int = Field(2048, ge=1)
