@@ -116,17 +116,17 @@ def parse_request(body: bytes, *, max_candidates: int) -> Question:
     try:
         request = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        request = _examine(body)
+        request = examine(body)
     if not request.candidates:
-        _examine(body)
+        examine(body)
     if len(request.candidates) > max_candidates:
         message = f"{len(request.candidates):,} candidates, at most {max_candidates:,} are allowed"
         raise Refused.of(422, ("candidates",), message, "too_many_candidates")
     return request
 
 
-def _examine(body: bytes) -> Question:
-    """Read a request that the quick reader refused, slowly, and say what is wrong with it, field by field."""
+def examine(body: bytes) -> Question:
+    """Read a request as :func:`parse_request` does, but slowly: able to say what is wrong, field by field."""
     try:
         tree = from_json(body, allow_inf_nan=True)
     except ValueError as error:

@@ -114,23 +114,27 @@ class OnlineEncoder:
         Returns:
             One user, with the columns that no candidate gives, and a row a candidate of all others.
         """
-        return Candidates.of(*self.parts(user, context, candidates))
+        return Candidates.of(*self.parts(user, context, candidates, groups=True))
 
     def parts(
         self,
         user: Mapping[str, Any],
         context: Mapping[str, Any],
         candidates: Sequence[Mapping[str, Any]],
+        *,
+        groups: bool = False,
     ) -> tuple[EncodedRows, EncodedRows]:
         """Encode as :meth:`candidates` does, and return the row of the user and those of the candidates.
 
         Each has a part of the schema. Requests whose parts agree make one :class:`ctr_models.Candidates` together.
+        Whose rows they are is told only with ``groups``: a score does not depend on it.
         """
         request = _Request(user, context, candidates, self._allowed)
         columns = self._encoded(request)
         shared, own = self._parts(frozenset(name for name, (_, same) in columns.items() if same))
         encoded = {name: one for name, (one, _) in columns.items()}
-        users = self._users(request, len(candidates))
+        size = len(candidates)
+        users = self._users(request, size) if groups else np.zeros(size, dtype=np.int64)
         return _rows(shared, encoded, np.zeros(1, dtype=np.int64)), _rows(own, encoded, users)
 
     def _encoded(self, request: _Request) -> dict[str, tuple[np.ndarray | Ragged, bool]]:

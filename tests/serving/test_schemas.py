@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ctr_models.errors import RequestError
-from serving.schemas import Refused, parse_request, refused_value
+from serving.schemas import Refused, examine, parse_request, refused_value
 
 COLUMNS = ("user_id", "hour", "item_id", "price", "tags", "a.b")
 
@@ -86,3 +86,18 @@ def test_the_encoders_complaint_becomes_a_path(where: str, path: list[Any]) -> N
     error = refused_value(RequestError("expected a number, got text", where=where, remedy="send 1.5"), COLUMNS)
     assert error.problems[0].loc == path
     assert error.problems[0].msg == "expected a number, got text; send 1.5"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"candidates": [{"id": 123456789012345678901234567890, "a": -0, "b": 18446744073709551616}]}',
+        b'{"candidates": [{"x": 0.1, "y": 1e-320, "z": 123456789.123456789e5, "n": null, "t": true}]}',
+        '{"candidates": [{"x": "Łódź \\u0041\\ud83d\\ude00"}], "user": {"a": [1, "b", null]}}'.encode(),
+        b'{"candidates": [{"x": 1, "x": 2}], "context": {}, "model": "b", "request_id": "r~1"}',
+    ],
+)
+def test_the_quick_reader_and_the_slow_one_read_the_same(body: bytes) -> None:
+    quick, slow = parse_request(body, max_candidates=3), examine(body)
+    assert quick == slow
+    assert [type(v) for v in quick.candidates[0].values()] == [type(v) for v in slow.candidates[0].values()]

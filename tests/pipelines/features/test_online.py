@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctr_models.batch import EncodedRows
+from ctr_models.candidates import Candidates
 from ctr_models.errors import RequestError
 from pipelines.features.online import MAX_VALUES, OnlineEncoder
 from pipelines.features.spec import FeatureSpec
@@ -202,6 +203,24 @@ def test_candidates_are_the_rows_with_what_they_share_apart(shop: OnlineEncoder,
         assert one.keys() == other.keys()
         assert torch.equal(one.values(), other.values())
         assert torch.equal(one.lengths(), other.lengths())
+
+
+def test_parts_of_several_requests_go_together(shop: OnlineEncoder) -> None:
+    requests = [
+        ({"user": "bob", "seen": [20, 10]}, {}, [{"ad": 10, "tags": "y,x"}, {"ad": 20}]),
+        ({"user": "ann", "seen": []}, {}, [{"ad": 30, "tags": "x"}]),
+    ]
+    parts = [shop.parts(*r) for r in requests]
+    shared, own = (EncodedRows.concat(rows) for rows in zip(*parts, strict=True))
+    batch = Candidates.of(shared, own, [2, 1]).joined(shop.state.schema())
+    each = [shop.encode(*r).batch() for r in requests]
+    for keyed in ("sparse", "sequences"):
+        for key in getattr(batch, keyed).keys():
+            found = getattr(batch, keyed)[key]
+            expected = [getattr(one, keyed)[key] for one in each]
+            assert found.values().tolist() == [v for e in expected for v in e.values().tolist()]
+            assert found.lengths().tolist() == [n for e in expected for n in e.lengths().tolist()]
+    assert batch.dense.tolist() == [row for one in each for row in one.dense.tolist()]
 
 
 def test_no_candidates(shop: OnlineEncoder) -> None:
