@@ -32,6 +32,7 @@ from serving.schemas import (
     refused_value,
 )
 from serving.scorer import Scorer
+from serving.security import Guard, Keyring
 from serving.settings import Settings
 
 SCORE_PATH = "/v1/score"
@@ -84,6 +85,8 @@ def create_app(
     app = FastAPI(title="Sluice", version=version("sluice"), lifespan=lifespan, redoc_url=None)
     app.state.models, app.state.batcher, app.state.metrics = models, batcher, metrics
     app.state.features = features
+    keys = None if settings.keys is None else Keyring(settings.keys)
+    app.add_middleware(Guard, keys=keys, metrics=metrics)
     app.add_middleware(Observe, metrics=metrics)
     app.add_exception_handler(Refused, _refuse)
     _add_routes(app, settings)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from serving import key_commands
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +21,7 @@ def register(app: typer.Typer) -> None:
         "sluice serve -m models:/clicks@champion --features runs/online\n\n"
         "curl localhost:8000/docs",
     )(serve)
+    key_commands.register(app)
 
 
 def serve(
@@ -35,6 +39,7 @@ def serve(
     features: Annotated[
         str | None, typer.Option(help="Online feature store: a snapshot's folder, or redis://host:6379/0.")
     ] = None,
+    keys: Annotated[Path | None, typer.Option(help="JSON file of API keys. [default: everyone may score]")] = None,
     workers: Annotated[int | None, typer.Option(help="Forward passes at once, a core each. [default: 1]")] = None,
     max_candidates: Annotated[int | None, typer.Option(help="Most candidates a request. [default: 2000]")] = None,
     parent: Annotated[
@@ -55,6 +60,7 @@ def serve(
             port=port,
             tracking_uri=tracking_uri,
             features=features,
+            keys=keys,
             workers=workers,
             max_candidates=max_candidates,
             parent=parent,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import os
 import signal
@@ -44,6 +45,8 @@ def run(settings: Settings) -> None:
                 (shown, "bold"), f" ({card.hash[:12]}){where} on ", (address, "bold cyan"), ", docs at /docs"
             )
             screen.print(line, soft_wrap=True)
+        if settings.keys is None and not ipaddress.ip_address(host).is_loopback:
+            screen.print("[yellow]Whoever reaches this address may use it:[/] give --keys, see sluice keys --help")
 
     def failed(error: Exception) -> None:
         failures.append(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -46,6 +46,8 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     """0 takes any free port."""
+    keys: Path | None = None
+    """JSON file of the API keys, see ``sluice keys``; None lets everyone in."""
     max_candidates: int = Field(2000, ge=1)
     """Of one request."""
     max_body_bytes: int = Field(4 * 2**20, ge=1024)

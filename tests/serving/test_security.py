@@ -1,0 +1,213 @@
+"""Keys: kept as hashes, compared in constant time, changed without a restart, limited in scope and rate."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
+
+from ctr_models.errors import ConfigError
+from pipelines.cli import build_app
+from serving.monitoring import Metrics, Observe
+from serving.security import Guard, KeyFile, Keyring, Limiter, needed_scope, new_key
+
+ASKED = {
+    "/v1/score": "score",
+    "/v1/score:batch": "score",
+    "/v2/models/x/infer": "score",
+    "/v1/events": "events",
+    "/v1/experiments": "admin",
+    "/metrics": "admin",
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "keys.json"
+
+
+def client(file: Path | None) -> TestClient:
+    def say(request):
+        return PlainTextResponse("in")
+
+    paths = (
+        "/healthz",
+        "/v1/score",
+        "/v1/score:batch",
+        "/v1/events",
+        "/v1/experiments",
+        "/metrics",
+        "/v2/models/x/infer",
+    )
+    metrics = Metrics()
+    app = Starlette(routes=[Route(path, say, methods=["GET", "POST"]) for path in paths])
+    app.add_middleware(Guard, keys=None if file is None else Keyring(file, every=0), metrics=metrics)
+    app.add_middleware(Observe, metrics=metrics)
+    return TestClient(app)
+
+
+def status(server: TestClient, path: str, token: str | None = None) -> int:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return server.post(path, headers=headers).status_code
+
+
+def test_the_file_holds_no_key(file) -> None:
+    token, key = new_key({"score"})
+    KeyFile(keys=(key,)).write(file)
+    secret = token.rpartition(f"{key.id}_")[2]
+    assert secret not in file.read_text()
+    assert KeyFile.read(file).find(token) == key
+
+
+def test_scopes(file) -> None:
+    tokens, keys = {}, []
+    for scope in ("score", "events", "admin"):
+        tokens[scope], key = new_key({scope})
+        keys.append(key)
+    KeyFile(keys=tuple(keys)).write(file)
+    server = client(file)
+    for path, scope in ASKED.items():
+        assert needed_scope(path) == scope
+        for name, token in tokens.items():
+            assert status(server, path, token) == (200 if name in (scope, "admin") else 403)
+        assert status(server, path) == 401
+    assert status(server, "/healthz") == 200
+    assert client(None).post("/v1/experiments").status_code == 200
+
+
+def test_what_is_refused_says_why(file) -> None:
+    token, key = new_key({"score"})
+    KeyFile(keys=(key,)).write(file)
+    server = client(file)
+    answer = server.post("/v1/events", headers={"X-API-Key": token})
+    assert (answer.status_code, answer.json()["detail"][0]["msg"]) == (403, "the key lacks scope 'events'")
+    answer = server.post("/v1/score", headers={"Authorization": "Bearer nonsense"})
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert "nonsense" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t[:-1] + ("A" if t[-1] != "A" else "B"),
+        lambda t: t + "A",
+        lambda t: t.replace("sluice_", "sluice-"),
+        lambda t: "sluice_00000000_" + t[-43:],
+        lambda t: "",
+        lambda t: t.upper(),
+        lambda t: "sluice_" + "0" * 8 + "_" + "é" * 43,
+        lambda t: t + "\x00",
+    ],
+)
+def test_a_wrong_key_is_none(change) -> None:
+    token, key = new_key({"score"})
+    assert KeyFile(keys=(key,)).find(change(token)) is None
+
+
+def test_every_token_is_compared_in_constant_time(monkeypatch) -> None:
+    token, key = new_key({"score"})
+    keys, compared = KeyFile(keys=(key,)), []
+    real = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or real(a, b))
+    for one in (token, "nonsense", token[:-1] + "!", f"sluice_00000000_{'A' * 43}"):
+        keys.find(one)
+    assert compared == [(64, 64)] * 4
+
+
+def test_an_expired_key_is_none() -> None:
+    token, key = new_key({"score"}, expires=datetime.now(UTC) - timedelta(seconds=1))
+    assert KeyFile(keys=(key,)).find(token) is None
+    token, key = new_key({"score"}, expires=datetime.now(UTC) + timedelta(hours=1))
+    assert KeyFile(keys=(key,)).find(token) == key
+
+
+def test_keys_change_without_a_restart(file, caplog) -> None:
+    old, first = new_key({"score"})
+    new, second = new_key({"score"})
+    KeyFile(keys=(first,)).write(file)
+    server = client(file)
+    assert (status(server, "/v1/score", old), status(server, "/v1/score", new)) == (200, 401)
+    KeyFile(keys=(first, second)).write(file)
+    assert (status(server, "/v1/score", old), status(server, "/v1/score", new)) == (200, 200)
+    KeyFile(keys=(second,)).write(file)
+    assert (status(server, "/v1/score", old), status(server, "/v1/score", new)) == (401, 200)
+    file.write_text('{"keys": [')  # half written by somebody's editor
+    assert status(server, "/v1/score", new) == 200
+    assert "the keys stay as they were" in caplog.text
+    os.unlink(file)
+    assert status(server, "/v1/score", new) == 200
+
+
+def test_a_rate_is_kept() -> None:
+    now = 0.0
+    limiter = Limiter(clock=lambda: now)
+    _, key = new_key({"score"}, rate=10, burst=3)
+    passed = 0
+    for tick in range(1000):  # 100 requests a second for ten seconds
+        now = tick / 100
+        passed += limiter.wait(key) == 0
+    assert 100 <= passed <= 103
+    now += 100
+    assert [limiter.wait(key) == 0 for _ in range(4)] == [True, True, True, False]
+    _, free = new_key({"score"})
+    assert all(limiter.wait(free) == 0 for _ in range(100))
+
+
+def test_too_many_requests_are_told_when_to_come_back(file) -> None:
+    token, key = new_key({"score"}, rate=0.5, burst=2)
+    other, second = new_key({"score"})
+    KeyFile(keys=(key, second)).write(file)
+    server = client(file)
+    answers = [server.post("/v1/score", headers={"X-API-Key": token}) for _ in range(3)]
+    assert [a.status_code for a in answers] == [200, 200, 429]
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 2
+    assert status(server, "/v1/score", other) == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "the keys can't be read"),
+        ("[]", "keys.json"),
+        ('{"keys": [{"id": "00000000", "hash": "ab", "scopes": ["score"]}]}', "hash"),
+        ('{"keys": [{"id": "00000000", "hash": "' + "0" * 64 + '", "scopes": ["scroe"]}]}', "scopes"),
+        ('{"kyes": []}', "keys"),
+    ],
+)
+def test_a_wrong_file_is_refused_at_the_start(file, content, message) -> None:
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        Keyring(file)
+
+
+def test_the_commands(file) -> None:
+    def call(*words: str):
+        return CliRunner().invoke(build_app(), ["keys", *words])
+
+    made = call("new", str(file), "--scopes", "score,events", "--rate", "5", "--note", "shop")
+    assert made.exit_code == 0
+    token = made.stdout.split()[0]
+    key = KeyFile.read(file).find(token)
+    assert key is not None
+    assert (key.scopes, key.rate, key.note) == ({"score", "events"}, 5, "shop")
+    assert file.stat().st_mode & 0o077 == 0
+    listed = call("list", str(file)).stdout
+    assert key.id in listed and "shop" in listed and token not in listed and key.hash not in listed
+    assert call("revoke", str(file), key.id).exit_code == 0
+    assert json.loads(file.read_text()) == {"keys": []}
+    with pytest.raises(ConfigError, match="no scope 'scroe'. did you mean 'score'"):
+        new_key({"scroe"})
+    missing = call("revoke", str(file), "00000000")
+    assert isinstance(missing.exception, ConfigError)
