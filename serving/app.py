@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ctr_models.errors import RequestError
+from serving import open_inference
 from serving.batching import Batcher, Encoded, Late, Limits, Overloaded
 from serving.models import Models
 from serving.monitoring import Metrics, Observe
@@ -90,6 +92,13 @@ def create_app(
     app.add_middleware(Observe, metrics=metrics)
     app.add_exception_handler(Refused, _refuse)
     _add_routes(app, settings)
+    open_inference.add_routes(
+        app,
+        models,
+        batcher,
+        partial(_read, limit=settings.max_body_bytes),
+        max_rows=settings.max_candidates,
+    )
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
     return app
 

@@ -12,10 +12,12 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from ctr_models.batch import EncodedRows
 from ctr_models.candidates import Candidates
+from pipelines.features.transform import encoded_rows, transform
 from pipelines.release.bundle import SCORE, Bundle
 from pipelines.release.registry import SCHEME, fetch, locate
 from serving.batching import Encoded
@@ -50,6 +52,7 @@ class Scorer:
         self.columns = bundle.state.spec.request_columns
         # Read now: the folder may hold the next bundle by the time that somebody asks.
         self.example = example_request(bundle)
+        self.inputs = bundle.golden.drop(SCORE).schema
         self._times = self._measure()
 
     @classmethod
@@ -79,6 +82,15 @@ class Scorer:
         if self.bundle.model.shares:
             return Encoded(*self.bundle.encoder.parts(user, context, candidates))
         return Encoded(None, self.bundle.encoder.encode(user, context, candidates))
+
+    def encode_frame(self, frame: pl.DataFrame) -> Encoded:
+        """Encode raw rows, in which a user's columns are repeated, for :meth:`run`.
+
+        Raises:
+            DataError: a column can't be encoded.
+        """
+        encoded = transform(self.bundle.state, frame.lazy(), source="request").collect()
+        return Encoded(None, encoded_rows(encoded, self.bundle.state.schema()))
 
     def run(self, requests: Sequence[Encoded]) -> list[np.ndarray]:
         """Score requests that fit each other in one forward pass.

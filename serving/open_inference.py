@@ -1,0 +1,376 @@
+"""The Open Inference Protocol, version 2, which KServe's and Triton's clients speak: tensors in, scores out.
+
+An input is a column of the request, by name, of shape [N]; a column of several values, such as a behaviour history,
+has shape [N, L], filled up at the end with "" or NaN, which count as missing. Rows are flat: a user's columns are
+repeated in each. Tensors may be JSON, or binary behind the JSON, each one told by ``binary_data_size``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import struct
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+from fastapi import FastAPI, Request, Response
+from pydantic_core import from_json
+
+from ctr_models.errors import SluiceError, nearest
+from serving.batching import Batcher, Overloaded
+from serving.models import Models
+from serving.scorer import Scorer
+
+HEADER = "inference-header-content-length"
+OUTPUT = "score"
+NUMBERS: dict[str, str] = {
+    "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "<u1", "UINT16": "<u2",
+    "UINT32": "<u4", "UINT64": "<u8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+}  # fmt: skip
+"""Data types of fixed size and how numpy reads them; the one other is BYTES."""
+_EXTENSIONS = ["binary_tensor_data"]
+
+
+class ProtocolError(Exception):
+    """A request that breaks the protocol or does not fit the model."""
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a request asks for.
+
+    Args:
+        frame: its raw rows.
+        id: comes back in the answer.
+        binary: whether the scores are wanted in binary.
+    """
+
+    frame: pl.DataFrame
+    id: str | None
+    binary: bool
+
+
+def decode(body: bytes, header: str | None, columns: Mapping[str, bool], *, max_rows: int) -> Inference:
+    """Read a request.
+
+    Args:
+        body: JSON, and after it binary tensors, if any.
+        header: value of the header that says how long the JSON is; None: all of it is.
+        columns: those of the model, and whether each has several values a row.
+        max_rows: most rows allowed.
+
+    Raises:
+        ProtocolError: naming the input that is wrong.
+
+    Example:
+        >>> body = b'{"inputs": [{"name": "price", "shape": [2], "datatype": "FP64", "data": [1.5, 2]}]}'
+        >>> decode(body, None, {"price": False}, max_rows=9).frame["price"].to_list()
+        [1.5, 2.0]
+    """
+    tree, tail = _split(body, header)
+    inputs = tree.get("inputs")
+    if not isinstance(inputs, list) or not inputs or not all(isinstance(one, dict) for one in inputs):
+        raise ProtocolError("inputs must be a list of tensors, at least one")
+    found: dict[str, pl.Series] = {}
+    for one in inputs:
+        name = one.get("name")
+        if not isinstance(name, str) or name not in columns:
+            raise ProtocolError(f"no input {name!r}; {nearest(str(name), columns)}")
+        if name in found:
+            raise ProtocolError(f"input {name!r} is given twice")
+        flat, shape, tail = _tensor(name, one, tail, many=columns[name], max_rows=max_rows)
+        found[name] = _series(name, flat, shape)
+    if tail:
+        raise ProtocolError(f"{len(tail)} bytes are left over behind the last binary tensor")
+    sizes = {name: len(series) for name, series in found.items()}
+    if len(set(sizes.values())) > 1:
+        raise ProtocolError(f"inputs differ in their number of rows: {sizes}")
+    given = tree.get("id")
+    if given is not None and not isinstance(given, str):
+        raise ProtocolError("id must be text")
+    return Inference(pl.DataFrame(found), given, _wants_binary(tree))
+
+
+def encode(
+    scores: np.ndarray, *, name: str, version: str, id: str | None, binary: bool
+) -> tuple[bytes, dict[str, str]]:
+    """Return the body of an answer and its headers.
+
+    Args:
+        scores: (N,).
+        name: of the model.
+        version: of the model.
+        id: of the request.
+        binary: whether the scores follow the JSON in binary.
+
+    Example:
+        >>> body, _ = encode(np.array([0.5]), name="clicks", version="3", id=None, binary=False)
+        >>> json.loads(body)["outputs"][0]["data"]
+        [0.5]
+    """
+    output: dict[str, Any] = {"name": OUTPUT, "shape": [len(scores)], "datatype": "FP32"}
+    raw = scores.astype("<f4").tobytes() if binary else b""
+    output |= {"parameters": {"binary_data_size": len(raw)}} if binary else {"data": scores.tolist()}
+    answer: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": [output]}
+    if id is not None:
+        answer["id"] = id
+    text = json.dumps(answer, separators=(",", ":")).encode()
+    if not binary:
+        return text, {"content-type": "application/json"}
+    return text + raw, {"content-type": "application/octet-stream", HEADER: str(len(text))}
+
+
+def metadata(name: str, scorer: Scorer) -> dict[str, Any]:
+    """Describe a model's tensors, by the types of its golden rows."""
+    inputs = [
+        {"name": column, "datatype": _datatype(dtype), "shape": [-1, -1] if dtype == pl.List else [-1]}
+        for column, dtype in scorer.inputs.items()
+    ]
+    return {
+        "name": name,
+        "versions": [_version(scorer)],
+        "platform": "sluice",
+        "inputs": inputs,
+        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}],
+    }
+
+
+def add_routes(
+    app: FastAPI,
+    models: Models,
+    batcher: Batcher,
+    read: Callable[[Request], Awaitable[bytes]],
+    *,
+    max_rows: int,
+) -> None:
+    """Add the protocol's routes. A model is named by its slot.
+
+    Args:
+        app: the application.
+        models: what answers.
+        batcher: where it computes.
+        read: returns the body of a request within the limits.
+        max_rows: most rows a request may ask for.
+    """
+    route = partial(app.api_route, tags=["Open Inference Protocol"], response_class=Response)
+    refused: dict[int | str, dict[str, Any]] = {
+        400: {"description": "The request breaks the protocol or does not fit the model"}
+    }
+    unknown: dict[int | str, dict[str, Any]] = {404: {"description": "No such model"}}
+
+    def found(name: str, version: str | None) -> Scorer:
+        scorer = models.slots[name].scorer if name in models.slots else None
+        if scorer is None or version not in (None, _version(scorer)):
+            raise ProtocolError(f"no model {name!r}" + (f" of version {version!r}" if version else ""), status=404)
+        return scorer
+
+    @route("/v2/health/live", methods=["GET"], summary="The process is alive")
+    async def live() -> Response:
+        return _told({"live": True})
+
+    @route(
+        "/v2/health/ready",
+        methods=["GET"],
+        summary="Every slot has a verified model",
+        responses={503: {"description": "Not yet"}},
+    )
+    async def ready() -> Response:
+        return _told({"ready": models.ready}, 200 if models.ready else 503)
+
+    @route("/v2", methods=["GET"], summary="The server and the extensions that it speaks")
+    async def server() -> Response:
+        return _told({"name": "sluice", "version": app.version, "extensions": _EXTENSIONS})
+
+    async def model_ready(name: str, version: str | None = None) -> Response:
+        try:
+            found(name, version)
+        except ProtocolError as error:
+            return _failed(error)
+        return _told({"name": name, "ready": True})
+
+    async def model(name: str, version: str | None = None) -> Response:
+        try:
+            return _told(metadata(name, found(name, version)))
+        except ProtocolError as error:
+            return _failed(error)
+
+    async def infer(request: Request, name: str, version: str | None = None) -> Response:
+        try:
+            found(name, version)  # before a body is read that nobody can answer
+            body = await read(request)
+            scorer = found(name, version)
+            columns = {column: dtype == pl.List for column, dtype in scorer.inputs.items()}
+            asked = decode(body, request.headers.get(HEADER), columns, max_rows=max_rows)
+            request.state.candidates = len(asked.frame)
+            encoded = await asyncio.to_thread(scorer.encode_frame, asked.frame)
+            scores = await batcher.score(scorer, encoded)
+        except Overloaded as error:
+            after = {"Retry-After": str(max(1, math.ceil(error.seconds)))}
+            return _told({"error": "the server is at its capacity"}, 503, after)
+        except (ProtocolError, SluiceError) as error:
+            return _failed(error)
+        answer, headers = encode(scores, name=name, version=_version(scorer), id=asked.id, binary=asked.binary)
+        return Response(answer, headers=headers)
+
+    for place, path in (("", "/v2/models/{name}"), (" of a version", "/v2/models/{name}/versions/{version}")):
+        route(path, methods=["GET"], summary=f"The tensors of a model{place}", responses=unknown)(model)
+        route(f"{path}/ready", methods=["GET"], summary=f"A model{place} answers", responses=unknown)(model_ready)
+        route(
+            f"{path}/infer",
+            methods=["POST"],
+            summary=f"Score rows with a model{place}",
+            responses={
+                **refused,
+                **unknown,
+                413: {"description": "The body is too large"},
+                503: {"description": "The server is at its capacity"},
+            },
+        )(infer)
+
+
+def _version(scorer: Scorer) -> str:
+    return scorer.card.hash[:12] if scorer.card.version is None else str(scorer.card.version)
+
+
+def _told(content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps(content), status_code=status, headers=headers, media_type="application/json")
+
+
+def _failed(error: Exception) -> Response:
+    return _told({"error": str(error)}, getattr(error, "status", 400))
+
+
+def _split(body: bytes, header: str | None) -> tuple[dict[str, Any], memoryview]:
+    size = len(body)
+    if header is not None:
+        if not header.isascii() or not header.isdigit() or int(header) > len(body):
+            raise ProtocolError(f"{HEADER} is {header!r}, the body has {len(body)} bytes")
+        size = int(header)
+    try:
+        tree = from_json(body[:size], allow_inf_nan=True)
+    except ValueError as error:
+        raise ProtocolError(f"not valid JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise ProtocolError("expected a JSON object")
+    return tree, memoryview(body)[size:]
+
+
+def _tensor(
+    name: str, one: Mapping[str, Any], tail: memoryview, *, many: bool, max_rows: int
+) -> tuple[np.ndarray | list[str | None], tuple[int, ...], memoryview]:
+    """Return the values of a tensor, flat, its shape, and what is left of the binary data."""
+    kind, shape = one.get("datatype"), one.get("shape")
+    if kind != "BYTES" and kind not in NUMBERS:
+        raise ProtocolError(f"input {name!r}: no datatype {kind!r}; {nearest(str(kind), ['BYTES', *NUMBERS])}")
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
+        raise ProtocolError(f"input {name!r}: shape must be a list of sizes, got {shape!r}")
+    if len(shape) == 2 and shape[1] == 1 and not many:
+        shape = shape[:1]
+    if len(shape) != 1 + many:
+        wanted = "[rows, values]" if many else "[rows]"
+        raise ProtocolError(f"input {name!r}: shape must be {wanted}, got {shape}")
+    if not 1 <= shape[0] <= max_rows:
+        raise ProtocolError(f"input {name!r}: {shape[0]:,} rows, 1 to {max_rows:,} are allowed")
+    count = math.prod(shape)
+    parameters = one.get("parameters")
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    if size is not None:
+        if type(size) is not int or not 0 <= size <= len(tail):
+            raise ProtocolError(f"input {name!r}: binary_data_size {size!r}, {len(tail)} bytes are there")
+        return _from_binary(name, kind, tail[:size], count), tuple(shape), tail[size:]
+    return _from_json(name, kind, one.get("data"), count), tuple(shape), tail
+
+
+def _from_binary(name: str, kind: str, raw: memoryview, count: int) -> np.ndarray | list[str | None]:
+    if kind != "BYTES":
+        dtype = np.dtype(NUMBERS[kind])
+        if len(raw) != count * dtype.itemsize:
+            raise ProtocolError(f"input {name!r}: {len(raw)} bytes, {count * dtype.itemsize} make up its shape")
+        return np.frombuffer(raw, dtype)
+    texts: list[str | None] = []
+    at = 0
+    while at + 4 <= len(raw) and len(texts) < count:
+        (size,) = struct.unpack_from("<I", raw, at)
+        at += 4
+        if size > len(raw) - at:
+            break
+        texts.append(_text(name, bytes(raw[at : at + size])))
+        at += size
+    if len(texts) != count or at != len(raw):
+        raise ProtocolError(f"input {name!r}: its bytes do not hold {count} texts, each behind its length")
+    return texts
+
+
+def _from_json(name: str, kind: str, data: Any, count: int) -> np.ndarray | list[str | None]:
+    if not isinstance(data, list):
+        raise ProtocolError(f"input {name!r}: data must be a list")
+    flat = [v for one in data for v in (one if isinstance(one, list) else (one,))]
+    if len(flat) != count:
+        raise ProtocolError(f"input {name!r}: {len(flat)} values, its shape holds {count}")
+    wanted = {"BYTES": (str,), "BOOL": (bool,)}.get(kind, (int, float) if kind.startswith("FP") else (int,))
+    for value in flat:
+        if value is not None and type(value) not in wanted:
+            raise ProtocolError(f"input {name!r}: {value!r} is no {kind}")
+    if kind == "BYTES":
+        return flat
+    if kind.startswith("FP"):
+        return np.array([math.nan if v is None else v for v in flat], dtype=NUMBERS[kind])
+    try:
+        return np.array(flat, dtype=NUMBERS[kind])
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ProtocolError(f"input {name!r}: {error}") from None
+
+
+def _text(name: str, raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise ProtocolError(f"input {name!r}: a text is not UTF-8") from None
+
+
+def _series(name: str, flat: np.ndarray | Sequence[str | None], shape: tuple[int, ...]) -> pl.Series:
+    values = pl.Series(name, flat, dtype=None if isinstance(flat, np.ndarray) else pl.String)
+    if len(shape) == 1:
+        return values
+    if not shape[1]:
+        return pl.Series(name, [[]] * shape[0], dtype=pl.List(values.dtype))
+    missing = values.is_nan() if values.dtype.is_float() else values == "" if values.dtype == pl.String else None
+    if missing is not None:
+        values = values.set(missing, None)
+    # What fills up a row is no value of it.
+    return values.reshape(shape).arr.to_list().list.drop_nulls()
+
+
+def _wants_binary(tree: Mapping[str, Any]) -> bool:
+    parameters = tree.get("parameters")
+    wanted = bool(isinstance(parameters, dict) and parameters.get("binary_data_output"))
+    outputs = tree.get("outputs")
+    if outputs is None:
+        return wanted
+    if not isinstance(outputs, list):
+        raise ProtocolError("outputs must be a list")
+    for one in outputs:
+        name = one.get("name") if isinstance(one, dict) else one
+        if name != OUTPUT:
+            raise ProtocolError(f"no output {name!r}; the one there is is {OUTPUT!r}")
+        own = one.get("parameters")
+        if isinstance(own, dict) and "binary_data" in own:
+            wanted = bool(own["binary_data"])
+    return wanted
+
+
+def _datatype(dtype: pl.DataType) -> str:
+    if isinstance(dtype, pl.List):
+        return _datatype(dtype.inner)  # type: ignore[arg-type]
+    if dtype.is_integer():
+        return "INT64"
+    return "FP64" if dtype.is_float() else "BOOL" if dtype == pl.Boolean else "BYTES"
