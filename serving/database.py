@@ -1,0 +1,221 @@
+"""The tables of experiments, exposures and events, in SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ctr_models.errors import ConfigError
+
+Row = tuple[str, dict[str, Any]]
+"""The name of a table, and values by column."""
+
+EXPERIMENTS, EXPOSURES, EVENTS = "sluice_experiments", "sluice_exposures", "sluice_events"
+metadata = sa.MetaData()
+experiments = sa.Table(
+    EXPERIMENTS,
+    metadata,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("created", sa.BigInteger, nullable=False),
+)
+"""Every version of every experiment; the last is the one in force."""
+exposures = sa.Table(
+    EXPOSURES,
+    metadata,
+    sa.Column("exposure_id", sa.String(32), primary_key=True),
+    sa.Column("time", sa.BigInteger, nullable=False, index=True),
+    sa.Column("request_id", sa.String(128), nullable=False, index=True),
+    sa.Column("unit", sa.Text),
+    sa.Column("experiment", sa.String(100)),
+    sa.Column("arm", sa.String(100)),
+    sa.Column("served", sa.Boolean, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("model_hash", sa.String(64), nullable=False),
+    sa.Column("schema_hash", sa.String(64), nullable=False),
+    sa.Column("gates", sa.Text, nullable=False),
+    sa.Column("content", sa.Text, nullable=False),
+)
+"""A request scored by a model; shadow arms are not served. Times are microseconds since 1970."""
+events = sa.Table(
+    EVENTS,
+    metadata,
+    sa.Column("event_id", sa.String(128), primary_key=True),
+    sa.Column("time", sa.BigInteger, nullable=False, index=True),
+    sa.Column("received", sa.BigInteger, nullable=False),
+    sa.Column("type", sa.String(16), nullable=False),
+    sa.Column("request_id", sa.String(128)),
+    sa.Column("candidate", sa.Integer),
+    sa.Column("unit", sa.Text),
+    sa.Column("item", sa.Text),
+    sa.Column("value", sa.Float),
+)
+
+
+class Unavailable(Exception):
+    """The database can't be reached, is locked, full or damaged: what was to be written was not, or not surely."""
+
+
+class Unfit(Exception):
+    """The database refuses a row, and always will."""
+
+
+class Database:
+    """Reads and writes in transactions; a write that returned is on disk.
+
+    SQLite runs in WAL mode with ``synchronous=FULL``. A file that vanishes is not made anew: a folder without its
+    mounted disk looks alike, and what is written there would be lost.
+
+    Args:
+        url: ``sqlite:///runs/events.db`` or ``postgresql://user@host/name``.
+        lock_seconds: how long a write waits for another writer's lock.
+
+    Raises:
+        ConfigError: another kind of database, or its driver is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> database = Database(f"sqlite:///{tempfile.mkdtemp()}/events.db")
+        >>> database.create()
+        >>> row = {"event_id": "e1", "time": 0, "received": 1, "type": "click"}
+        >>> database.insert([(EVENTS, row), (EVENTS, row)])
+        >>> len(database.rows(sa.select(events)))
+        1
+    """
+
+    def __init__(self, url: str, *, lock_seconds: float = 1.0) -> None:
+        try:
+            parsed = sa.make_url(url)
+        except sa.exc.ArgumentError:
+            raise ConfigError("not the URL of a database", where="events_url", remedy=_KNOWN) from None
+        kind = parsed.get_backend_name()
+        self.name = parsed.render_as_string(hide_password=True)
+        self._lock_seconds = lock_seconds
+        self._path: Path | None = None
+        self._inode: tuple[int, int] | None = None
+        if kind == "sqlite" and parsed.database and parsed.database != ":memory:":
+            self._path = Path(parsed.database)
+            self.engine = sa.create_engine("sqlite://", creator=self._connect, poolclass=sa.pool.QueuePool)
+            sa.event.listen(self.engine, "begin", _begin)
+            self._insert: Any = sqlite.insert
+        elif kind == "postgresql":
+            options = f"-c statement_timeout=10000 -c lock_timeout={max(1, round(1000 * lock_seconds))}"
+            try:
+                self.engine = sa.create_engine(
+                    parsed.set(drivername="postgresql+psycopg"),
+                    connect_args={"connect_timeout": 2, "options": options, "tcp_user_timeout": 5000},
+                )
+            except ModuleNotFoundError:
+                remedy = "install the extra sluice[postgres]"
+                raise ConfigError("psycopg is not installed", where="events_url", remedy=remedy) from None
+            self._insert = postgresql.insert
+        else:
+            raise ConfigError(f"{self.name!r} is no database for events", where="events_url", remedy=_KNOWN)
+
+    def create(self) -> None:
+        """Make the tables, and SQLite's file, where they are missing.
+
+        Raises:
+            Unavailable: it can't be reached now.
+        """
+        try:
+            if self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.touch()
+            metadata.create_all(self.engine)
+        except (OSError, sa.exc.DBAPIError) as error:
+            raise self._unavailable(error) from error
+
+    def insert(self, rows: Sequence[Row]) -> None:
+        """Write rows in one transaction; one whose key is there already is left as it is.
+
+        Raises:
+            Unavailable: nothing is sure to be written; the same rows can be written again.
+            Unfit: a row is refused; none is written.
+        """
+        by_table: dict[str, list[dict[str, Any]]] = {}
+        for table, values in rows:
+            by_table.setdefault(table, []).append(values)
+        try:
+            with self.engine.begin() as connection:
+                for name in sorted(by_table):  # always in one order: two writers can't wait for each other
+                    statement = self._insert(metadata.tables[name]).on_conflict_do_nothing()
+                    connection.execute(statement, _filled(metadata.tables[name], by_table[name]))
+        except (sa.exc.DataError, sa.exc.IntegrityError) as error:
+            raise Unfit(str(error.orig)) from error
+        except sa.exc.DBAPIError as error:
+            raise self._unavailable(error) from error
+        except (sa.exc.StatementError, OverflowError, UnicodeError) as error:
+            raise Unfit(str(error)) from error
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            raise self._unavailable(error) from error
+        if self._path is not None and self._inode != _inode(self._path):
+            # SQLite goes on writing into a file without a name as if nothing were amiss.
+            raise self._unavailable(FileNotFoundError("the file has vanished"))
+
+    def rows(self, query: sa.Select[Any]) -> list[Any]:
+        """Return what a query finds.
+
+        Raises:
+            Unavailable: it can't be reached now.
+        """
+        try:
+            with self.engine.connect().execution_options(reads=True) as connection:
+                return list(connection.execute(query).all())
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.engine.dispose()
+
+    def _unavailable(self, error: BaseException) -> Unavailable:
+        self.engine.dispose()
+        text = str(getattr(error, "orig", None) or error).strip().splitlines()
+        return Unavailable(text[0] if text else type(error).__name__)
+
+    def _connect(self) -> sqlite3.Connection:
+        assert self._path is not None
+        address = f"file:{quote(str(self._path))}?mode=rw"
+        connection = sqlite3.connect(
+            address, uri=True, timeout=self._lock_seconds, isolation_level=None, check_same_thread=False
+        )
+        try:
+            with closing(connection.cursor()) as cursor:
+                cursor.execute("PRAGMA journal_mode=WAL")
+                cursor.execute("PRAGMA synchronous=FULL")
+        except BaseException:
+            connection.close()
+            raise
+        self._inode = _inode(self._path)
+        return connection
+
+
+_KNOWN = "give sqlite:///file.db or postgresql://user@host/name"
+
+
+def _begin(connection: sa.Connection) -> None:
+    # A writer takes its lock at once: one that reads first and writes later may be refused instead of waiting.
+    reads = connection.get_execution_options().get("reads")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _filled(table: sa.Table, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give all rows the same keys: those of the first would decide for all."""
+    return [{column: row.get(column) for column in table.columns.keys()} for row in rows]  # noqa: SIM118

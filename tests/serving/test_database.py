@@ -1,0 +1,102 @@
+"""The database: durable settings, one row a key, and what is told when it is away."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from ctr_models.errors import ConfigError
+from serving.database import Database, Row, Unavailable, Unfit, events
+
+
+def click(name: str, **more: Any) -> Row:
+    return "sluice_events", {"event_id": name, "time": 0, "received": 0, "type": "click", **more}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "events.db"
+
+
+@pytest.fixture
+def database(path: Path) -> Database:
+    made = Database(f"sqlite:///{path}", lock_seconds=0.1)
+    made.create()
+    return made
+
+
+def names(database: Database) -> list[str]:
+    return [row.event_id for row in database.rows(sa.select(events).order_by(events.c.event_id))]
+
+
+def test_sqlite_keeps_what_it_committed(database: Database) -> None:
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+def test_a_key_is_stored_once_and_the_first_wins(database: Database) -> None:
+    database.insert([click("a", value=1.0), click("a", value=2.0), click("b", item="x")])
+    database.insert([click("a", value=3.0)])
+    assert names(database) == ["a", "b"]
+    assert [row.value for row in database.rows(sa.select(events.c.value).order_by(events.c.event_id))] == [
+        1.0,
+        None,
+    ]
+
+
+def test_an_unfit_row_is_told_and_takes_its_batch_along(database: Database) -> None:
+    with pytest.raises(Unfit, match="NOT NULL"):
+        database.insert([click("a"), click("b", type=None)])
+    assert names(database) == []
+
+
+def test_a_locked_database_is_unavailable_then_back(database: Database, path: Path) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable, match="locked"):
+        database.insert([click("a")])
+    other.execute("ROLLBACK")
+    other.close()
+    database.insert([click("a")])
+    assert names(database) == ["a"]
+
+
+def test_a_vanished_file_is_noticed_and_not_made_anew(database: Database, path: Path) -> None:
+    database.insert([click("a")])
+    aside = path.with_name("aside.db")
+    path.rename(aside)
+    with pytest.raises(Unavailable, match="vanished"):
+        database.insert([click("b")])
+    with pytest.raises(Unavailable, match="unable to open"):
+        database.insert([click("b")])
+    assert not path.exists()
+    aside.rename(path)
+    database.insert([click("b"), click("c")])
+    assert names(database) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("events.db", "not the URL of a database"),
+        ("mysql://u:secret@host/x", r"mysql://u:\*\*\*@host/x' is no database for events"),
+        ("sqlite://", "is no database for events"),
+    ],
+)
+def test_other_urls_are_refused(url: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Database(url)
+
+
+def test_a_server_that_is_away_is_unavailable() -> None:
+    database = Database("postgresql://nobody:secret@127.0.0.1:1/none")
+    assert "secret" not in database.name
+    with pytest.raises(Unavailable, match="refused"):
+        database.insert([click("a")])
+    with pytest.raises(Unavailable):
+        database.rows(sa.select(events))
