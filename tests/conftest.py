@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,3 +55,61 @@ def _given(request: pytest.FixtureRequest, option: str, need: str) -> Path:
     if not path.is_dir():
         raise pytest.UsageError(f"{option} {path}: no such folder")
     return path.resolve()
+
+
+class RedisServer:
+    """A Redis of one test, on a port of its own; what it acknowledged outlives a kill."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        settings = {"port": self.port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "yes"}
+        self._command = [program, *(text for name, value in settings.items() for text in (f"--{name}", str(value)))]
+        self._command += ["--appendfsync", "always"]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        end = time.monotonic() + 30
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                    connection.sendall(b"PING\r\n")
+                    if connection.recv(100).startswith(b"+PONG"):
+                        return
+            except OSError:
+                pass
+            assert time.monotonic() < end and self._process.poll() is None, "redis-server does not start"
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """Let it hang: connections stay, nothing answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis, empty."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("needs redis-server (Debian's package redis-server)")
+    server = RedisServer(program, tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()

@@ -105,9 +105,7 @@ def write_redis(
         from redis.exceptions import LockError
 
         lock = client.lock(WRITING, timeout=LOCK_SECONDS, blocking=False, thread_local=False)
-        busy = ArtifactError(
-            "another sluice materialize writes to it", where=where, remedy="wait until it has ended"
-        )
+        busy = ArtifactError("another sluice materialize is writing", where=where, remedy="wait until it has ended")
         if not lock.acquire():
             raise busy
         try:
