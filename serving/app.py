@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ctr_models.errors import RequestError
-from serving import open_inference
+from serving import event_routes, open_inference
 from serving.batching import Batcher, Encoded, Late, Limits, Overloaded
 from serving.models import Models
 from serving.monitoring import Metrics, Observe
@@ -36,6 +36,7 @@ from serving.schemas import (
 from serving.scorer import Scorer
 from serving.security import Guard, Keyring
 from serving.settings import Settings
+from serving.traffic import Decision, Given, Traffic
 
 SCORE_PATH = "/v1/score"
 _encode = msgspec.json.Encoder().encode
@@ -67,38 +68,37 @@ def create_app(
     models = Models(settings, on_swap=metrics.serves, on_refusal=refused)
     batcher = Batcher(_limits(settings), on_pass=metrics.passed)
     metrics.waiting.set_function(lambda: batcher.waiting_rows)
+    traffic = None if settings.events_url is None else Traffic(settings, models, batcher)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         living = asyncio.create_task(_live(models, features, on_ready, on_failure))
-        following = asyncio.create_task(features.watch()) if features is not None else None
+        following = [asyncio.create_task(one.watch()) for one in (features, traffic) if one is not None]
         try:
             yield
         finally:
-            tasks = [task for task in (living, following) if task is not None]
+            tasks = [living, *following]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if features is not None:
-                await features.close()
+            for one in (features, traffic):
+                if one is not None:
+                    await one.close()
             await asyncio.to_thread(models.close)
             await asyncio.to_thread(batcher.close)
 
     app = FastAPI(title="Sluice", version=version("sluice"), lifespan=lifespan, redoc_url=None)
     app.state.models, app.state.batcher, app.state.metrics = models, batcher, metrics
-    app.state.features = features
+    app.state.features, app.state.traffic = features, traffic
     keys = None if settings.keys is None else Keyring(settings.keys)
     app.add_middleware(Guard, keys=keys, metrics=metrics)
     app.add_middleware(Observe, metrics=metrics)
     app.add_exception_handler(Refused, _refuse)
     _add_routes(app, settings)
-    open_inference.add_routes(
-        app,
-        models,
-        batcher,
-        partial(_read, limit=settings.max_body_bytes),
-        max_rows=settings.max_candidates,
-    )
+    read = partial(_read, limit=settings.max_body_bytes)
+    open_inference.add_routes(app, models, batcher, read, max_rows=settings.max_candidates)
+    if traffic is not None:
+        event_routes.add_routes(app, traffic, read)
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
     return app
 
@@ -144,6 +144,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     batcher: Batcher = app.state.batcher
     metrics: Metrics = app.state.metrics
     features: OnlineFeatures | None = app.state.features
+    traffic: Traffic | None = app.state.traffic
     in_hand = 0
 
     @app.post(
@@ -185,9 +186,11 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         if asked.request_id is not None:
             state.request_id = asked.request_id
         state.candidates = len(asked.candidates)
-        scorer = models.scorer(asked.model or model)
+        slot = asked.model or model
+        decision = Decision(slot) if traffic is None else traffic.decide(asked.user, asked.context, slot)
+        scorer = models.scorer(decision.slot)
         try:
-            encoded, stored = await _encoded(scorer, features, metrics, asked)
+            encoded, given, stored = await _encoded(scorer, features, metrics, asked)
             scores = await batcher.score(scorer, encoded, deadline)
         except RequestError as error:
             raise refused_value(error, scorer.columns) from None
@@ -198,6 +201,8 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
             raise Refused.of(504, ("header", "X-Deadline-Ms"), message, "deadline_passed") from None
         metrics.candidates.inc(len(scores))
         content = {"scores": scores.tolist(), "model": scorer.card.model_dump(), "request_id": state.request_id}
+        if traffic is not None:
+            content |= await traffic.expose(decision, given, scores, scorer, state.request_id)
         if stored is not None:
             content["features"] = stored.model_dump()
         return Response(_encode(content), media_type="application/json")
@@ -221,6 +226,8 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         if features is not None:
             scorers = {name: slot.scorer for name, slot in models.slots.items() if slot.scorer is not None}
             content["features"] = status_for(features, {n: s.bundle.state.spec for n, s in scorers.items()})
+        if traffic is not None:
+            content["events"] = vars(traffic.store.status)
         return content
 
     @app.get("/v1/models", summary="What answers in each slot")
@@ -234,24 +241,25 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
 
 async def _encoded(
     scorer: Scorer, features: OnlineFeatures | None, metrics: Metrics, asked: Question
-) -> tuple[Encoded, StoredFeatures | None]:
-    """Encode a request, completed from the online feature store, and say what was not there."""
-    given = asked.user, asked.context, asked.candidates
+) -> tuple[Encoded, Given, StoredFeatures | None]:
+    """Encode a request, completed from the online feature store; return also what was encoded, and what missed."""
+    given: Given = asked.user, asked.context, asked.candidates
     if features is None:
-        return scorer.encode(*given), None
+        return scorer.encode(*given), given, None
     spec = scorer.bundle.state.spec
     ids = ids_of(spec, *given)
     begin = time.perf_counter()
     found = await features.fetch(*ids)
     seconds = time.perf_counter() - begin
     try:
-        encoded = scorer.encode(*found.fill(spec, *given))
+        filled = found.fill(spec, *given)
+        encoded, given = scorer.encode(*filled), filled
     except RequestError:
         encoded = scorer.encode(*given)  # raises if it is the request's fault
         found = Found.nothing(ids[1])
     stored = found.report(*ids)
     metrics.looked_up(seconds, stored)
-    return encoded, stored
+    return encoded, given, stored
 
 
 def _deadline(given: str | None, arrived: float) -> float:

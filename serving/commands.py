@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
         "sluice serve -m runs/clicks/bundle --host 0.0.0.0 --port 9000\n\n"
         "sluice serve -m main=models:/clicks@champion -m next=models:/clicks@challenger\n\n"
         "sluice serve -m models:/clicks@champion --features runs/online\n\n"
+        "sluice serve -m models:/clicks@champion --events sqlite:///runs/events.db\n\n"
         "curl localhost:8000/docs",
     )(serve)
     key_commands.register(app)
@@ -38,6 +39,10 @@ def serve(
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store. [default: the one under runs]")] = None,
     features: Annotated[
         str | None, typer.Option(help="Online feature store: a snapshot's folder, or redis://host:6379/0.")
+    ] = None,
+    events: Annotated[
+        str | None,
+        typer.Option(help="Keep exposures, events and experiments: sqlite:///runs/events.db, or postgresql://."),
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="JSON file of API keys. [default: everyone may score]")] = None,
     workers: Annotated[int | None, typer.Option(help="Forward passes at once, a core each. [default: 1]")] = None,
@@ -60,6 +65,7 @@ def serve(
             port=port,
             tracking_uri=tracking_uri,
             features=features,
+            events_url=events,
             keys=keys,
             workers=workers,
             max_candidates=max_candidates,

@@ -301,9 +301,7 @@ def _take_spools(folder: Path, limit: int) -> list[Spool]:
 def exposure(
     *,
     request_id: str,
-    user: Columns,
-    context: Columns,
-    candidates: Sequence[Columns],
+    given: tuple[Columns, Columns, Sequence[Columns]],
     scores: np.ndarray,
     card: ModelCard,
     schema_hash: str,
@@ -318,7 +316,7 @@ def exposure(
 
     Args:
         request_id: of the request, by which events find it.
-        user, context, candidates: as they were scored.
+        given: user, context and candidates, as they were scored.
         scores: (N,).
         card: of the model that scored.
         schema_hash: of its FeatureState.
@@ -331,15 +329,16 @@ def exposure(
 
     Example:
         >>> card = ModelCard(name="clicks", version=3, hash="ab12", gates={})
-        >>> asked = {"user": {"user_id": 7}, "context": {}, "candidates": [{"ad": 1}, {"ad": 2}]}
+        >>> given = {"user_id": 7}, {}, [{"ad": 1}, {"ad": 2}]
         >>> scores = np.array([0.25, 0.5])
         >>> table, row = exposure(
-        ...     request_id="r1", **asked, scores=scores, card=card, schema_hash="cd34", unit="user_id")
+        ...     request_id="r1", given=given, scores=scores, card=card, schema_hash="cd34", unit="user_id")
         >>> row["unit"], row["served"], msgspec.json.decode(row["content"])["positions"]
         ('7', True, [1, 0])
     """
     if positions is None or propensities is None:
         positions, propensities = order(scores, epsilon=0.0, seed=request_id)
+    user, context, candidates = given
     situation = {**user, **context}
     first = assignments[0] if assignments else None
     content = {

@@ -91,7 +91,9 @@ class Experiments:
             return version
         if last is not None:
             _check_successor(last, experiment, now)
-        _check_layer(experiment, (known for _, known in self._known.values()), now)
+        others = [known for _, known in self._known.values()]
+        _check_layer(experiment, others, now)
+        _check_models(experiment, others, now)
         row = {
             "name": experiment.name,
             "version": version + 1,
@@ -163,6 +165,26 @@ def _check_successor(last: Experiment, experiment: Experiment, now: datetime) ->
                 "add a stage to online.ramp that begins later" if what == "weights so far" else "give another name"
             )
             raise Conflict(f"{experiment.name!r} has begun, so its {what} can't change; {remedy}")
+
+
+def _check_models(experiment: Experiment, others: Iterable[Experiment], now: datetime) -> None:
+    """Refuse two experiments that may both choose the model of one request."""
+    mine = experiment.online
+    for other in others:
+        theirs = other.online
+        if other.name == experiment.name or mine is None or theirs is None:
+            continue
+        if not (_chooses(experiment) and _chooses(other)) or not _meet(mine, theirs, now):
+            continue
+        apart = mine.model is not None and theirs.model is not None and mine.model != theirs.model
+        layered = mine.layer is not None and theirs.layer is not None and mine.layer.name == theirs.layer.name
+        if not apart and not layered:
+            raise Conflict(f"{other.name!r} chooses the model of the same requests; put both into one layer")
+
+
+def _chooses(experiment: Experiment) -> bool:
+    shadow = experiment.online.shadow if experiment.online is not None else ()
+    return any(arm.bundle is not None for arm in experiment.arms if arm.name not in shadow)
 
 
 def _check_layer(experiment: Experiment, others: Iterable[Experiment], now: datetime) -> None:

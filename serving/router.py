@@ -218,7 +218,7 @@ def unit_text(value: Any) -> str | None:
         ('7', '7', None, None, None)
     """
     if isinstance(value, str):
-        return value or None
+        return value if value and "\0" not in value else None  # PostgreSQL's texts hold no NUL
     return str(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64 else None
 
 

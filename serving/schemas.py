@@ -59,6 +59,10 @@ class ScoreResponse(BaseModel):
     scores: list[float]
     model: ModelCard
     request_id: str
+    experiments: dict[str, str] | None = Field(None, description="The request's arm in each experiment it is in.")
+    positions: list[int] | None = Field(
+        None, description="Where to show each candidate, from 0; only where an experiment draws the order."
+    )
     features: StoredFeatures | None = Field(None, description="Only of servers with an online feature store.")
 
 

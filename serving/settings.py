@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -58,6 +58,17 @@ class Settings(BaseModel):
     ``rediss://`` or ``unix://``. None: requests bring all features themselves."""
     features_timeout_ms: float = Field(100.0, gt=0)
     """Milliseconds that Redis may take to answer; a request goes on without stored features then."""
+    events_url: str | None = None
+    """Database of exposures, events and experiments: ``sqlite:///runs/events.db``, or ``postgresql://``. None: none
+    are kept."""
+    events_spool: Path = Path("runs/spool")
+    """Folder for what the database can't take at the moment."""
+    events_spool_bytes: int = Field(2**28, ge=2**16)
+    """Most that a process may put there; beyond that events and requests are refused."""
+    exposures: Literal["before", "with"] = "before"
+    """Exposures are durable before a request is answered, or written with the answer, which does not wait."""
+    experiments_seconds: float = Field(5.0, gt=0)
+    """How often experiments are looked at that other processes stored."""
     workers: int = Field(1, ge=1, le=256)
     """Threads that compute forward passes, one core each, beside the one that reads, encodes and answers."""
     batch_rows: int = Field(2048, ge=1)

@@ -37,9 +37,7 @@ def shown(request: str) -> Row:
     candidates = [{"item_id": "a", "price": 1.5}, {"item_id": "b"}]
     return exposure(
         request_id=request,
-        user={"user_id": 7},
-        context={"hour": 3},
-        candidates=candidates,
+        given=({"user_id": 7}, {"hour": 3}, candidates),
         scores=np.array([0.25, 0.5], dtype=np.float32),
         card=CARD,
         schema_hash="ef",
@@ -138,7 +136,7 @@ def test_an_exposure_says_everything(store: EventStore) -> None:
 def test_an_exposure_names_its_experiments_and_shadows() -> None:
     dealt = [Assignment(name, "u1", Arm(name=arm), (), 0.0) for name, arm in (("gates", "open"), ("other", "new"))]
     about: dict[str, Any] = {
-        "request_id": "r", "user": {}, "context": {}, "candidates": [{}], "scores": np.ones(1), "card": CARD,
+        "request_id": "r", "given": ({}, {}, [{}]), "scores": np.ones(1), "card": CARD,
         "schema_hash": "ef", "assignments": dealt,
     }  # fmt: skip
     _, served = exposure(**about)

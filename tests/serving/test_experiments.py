@@ -97,8 +97,18 @@ def test_parts_of_a_layer_must_not_overlap_in_time(kept: Experiments) -> None:
     with pytest.raises(Conflict, match="'a' has 0 to 0.6 of layer 'ranking'; take another part or time"):
         kept.put(experiment("b", layer=second), at=NOW)
     kept.put(experiment("b", layer=second, starts=NOW + timedelta(days=5)), at=NOW)
-    kept.put(experiment("c", layer={**second, "name": "other"}), at=NOW)
     kept.put(experiment("d", layer={**second, "start": 0.6}, ends=NOW + timedelta(days=5)), at=NOW)
+
+
+def test_two_experiments_never_choose_the_model_of_one_request(kept: Experiments) -> None:
+    kept.put(experiment("a", layer={"name": "one"}, model="clicks"), at=NOW)
+    for online in ({}, {"layer": {"name": "two"}}, {"model": "clicks"}):
+        with pytest.raises(Conflict, match="'a' chooses the model of the same requests; put both into one layer"):
+            kept.put(experiment("b", **online), at=NOW)
+    kept.put(experiment("b", model="orders"), at=NOW)
+    arms = [{"name": "open"}, {"name": "gated"}]
+    kept.put(Experiment.from_tree({**experiment("c", epsilon=0.1).to_tree(), "arms": arms}), at=NOW)
+    assert len(kept.router.assign({"user_id": 1}, at=NOW, model="clicks")) == 2
 
 
 def test_two_writers_of_one_version_are_told(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,231 @@
+"""Routes of events and experiments."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, from_json
+
+from ctr_models.errors import ConfigError, nearest
+from pipelines.experiments.experiment import Experiment
+from serving.database import EVENTS, Row, Unavailable
+from serving.events import NotStored
+from serving.experiments import Conflict
+from serving.router import unit_text
+from serving.schemas import SHOWN, Problem, Problems, Refused
+from serving.traffic import Traffic, not_stored
+
+Read = Callable[[Request], Awaitable[bytes]]
+MOST_EVENTS = 1000
+"""Events of one call."""
+FUTURE = timedelta(minutes=10)
+"""How far a client's clock may be ahead."""
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def _text(value: Any) -> Any:
+    """Return an id as exposures have it."""
+    text = unit_text(value)
+    if text is None:
+        raise ValueError("expected a text without NUL, or a whole number")
+    return text
+
+
+Id = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,128}$")]
+Key = Annotated[
+    str,
+    Field(max_length=256),
+    BeforeValidator(_text),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": 256}, {"type": "integer"}]}),
+]
+
+
+class Event(BaseModel):
+    """What came of a candidate that was shown.
+
+    It names its exposure by ``request_id`` and ``candidate``, or ``item``; or, for what comes later and elsewhere,
+    the last one of ``unit`` and ``item``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    event_id: Id = Field(description="Of the sender's making; the same id is stored once.")
+    type: Literal["click", "conversion", "skip"]
+    time: AwareDatetime | None = Field(None, description="When it happened; the time of arrival without it.")
+    request_id: Id | None = Field(None, description="Of the scored request.")
+    candidate: int | None = Field(None, strict=True, ge=0, lt=100_000, description="Its place in that request.")
+    unit: Key | None = Field(None, description="The user, as the features name him.")
+    item: Key | None = Field(None, description="The item, as the features name it.")
+    value: float | None = Field(None, strict=True, allow_inf_nan=False, description="For example of a purchase.")
+
+    @model_validator(mode="after")
+    def _finds_its_exposure(self) -> Event:
+        by_request = self.request_id is not None and (self.candidate is not None or self.item is not None)
+        if not by_request and (self.unit is None or self.item is None):
+            raise ValueError("an event needs request_id and candidate (or item), or unit and item")
+        if self.time is not None and not EARLIEST <= self.time <= datetime.now(UTC) + FUTURE:
+            raise ValueError("time must lie after 1999 and not in the future")
+        return self
+
+    def row(self) -> Row:
+        """Return the row that is stored."""
+        now = time.time_ns() // 1000
+        happened = now if self.time is None else round((self.time - _EPOCH) / timedelta(microseconds=1))
+        return EVENTS, {**self.model_dump(exclude={"time"}), "time": happened, "received": now}
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Events(BaseModel):
+    """A batch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    events: list[Event] = Field(min_length=1, max_length=MOST_EVENTS)
+
+
+class Accepted(BaseModel):
+    """The events are on disk."""
+
+    accepted: int
+    request_id: str
+
+
+def add_routes(app: FastAPI, traffic: Traffic, read: Read) -> None:
+    """Add ``/v1/events`` and ``/v1/experiments``.
+
+    Args:
+        app: the application.
+        traffic: event store and experiments.
+        read: gives a request's body, or refuses it.
+    """
+    refusals: dict[int | str, dict[str, Any]] = {
+        413: {"model": Problems, "description": "The body is too large"},
+        422: {"model": Problems, "description": "The request is malformed; `loc` is the path of the field"},
+        503: {"model": Problems, "description": "The database can't be reached; nothing was stored"},
+    }
+    event = Event.model_json_schema(ref_template="#/components/schemas/{model}")
+    batch = {
+        "type": "object",
+        "properties": {"events": {"type": "array", "items": event, "minItems": 1, "maxItems": MOST_EVENTS}},
+        "required": ["events"],
+        "additionalProperties": False,
+    }
+
+    @app.post(
+        "/v1/events",
+        response_model=Accepted,
+        responses=refusals,
+        summary="Take clicks, conversions and skips: one, or a batch",
+        openapi_extra=_body({"oneOf": [event, batch]}),
+    )
+    async def take_events(request: Request) -> Any:
+        """Answers once the events are on disk. An event that is sent again is stored once."""
+        tree = _tree(await read(request))
+        single = "events" not in tree
+        try:
+            events = [Event.model_validate(tree)] if single else Events.model_validate(tree).events
+        except ValidationError as error:
+            raise Refused(422, [_problem(e) for e in error.errors()[:SHOWN]]) from None
+        try:
+            await traffic.store.record([one.row() for one in events])
+        except NotStored as error:
+            raise not_stored(error) from None
+        return {"accepted": len(events), "request_id": request.state.request_id}
+
+    @app.post(
+        "/v1/experiments",
+        status_code=201,
+        responses={**refusals, 409: {"model": Problems, "description": "It can't stand beside the others"}},
+        summary="Store an experiment, or a new version of one",
+        openapi_extra=_body({"type": "object"}),
+    )
+    async def put_experiment(request: Request) -> Any:
+        """The body is what an experiment's YAML file says, as JSON. Arms name slots of the server."""
+        try:
+            experiment = Experiment.from_tree(_tree(await read(request)))
+            for arm in experiment.arms:
+                if arm.bundle is not None and traffic.slot_of(arm) is None:
+                    raise ConfigError(
+                        f"no slot serves {arm.bundle!r} with these gates",
+                        where=f"arm {arm.name!r}",
+                        remedy="serve it first, by sluice serve --model slot=model",
+                    )
+            version = await asyncio.to_thread(traffic.experiments.put, experiment)
+        except ConfigError as error:
+            raise Refused.of(422, ("body",), str(error), "value_error") from None
+        except Conflict as error:
+            raise Refused.of(409, ("body",), str(error), "conflict") from None
+        except Unavailable as error:
+            raise _away(error) from None
+        return {"name": experiment.name, "version": version, "request_id": request.state.request_id}
+
+    @app.get("/v1/experiments", responses={503: refusals[503]}, summary="The experiments, and their states")
+    async def list_experiments() -> Any:
+        await _refresh(traffic)
+        return {"experiments": traffic.experiments.list()}
+
+    @app.get(
+        "/v1/experiments/{name}",
+        responses={404: {"model": Problems, "description": "No such experiment"}, 503: refusals[503]},
+        summary="One experiment",
+    )
+    async def get_experiment(name: str) -> Any:
+        await _refresh(traffic)
+        for one in traffic.experiments.list():
+            if one["experiment"]["name"] == name:
+                return JSONResponse(one)
+        known = [one["experiment"]["name"] for one in traffic.experiments.list()]
+        raise Refused.of(404, ("path", "name"), f"no such experiment; {nearest(name[:100], known)}", "unknown")
+
+
+async def _refresh(traffic: Traffic) -> None:
+    try:
+        await asyncio.to_thread(traffic.experiments.refresh)
+    except Unavailable as error:
+        raise _away(error) from None
+
+
+def _away(error: Unavailable) -> Refused:
+    return Refused.of(
+        503, (), f"the database can't be reached: {error}", "database_away", headers={"Retry-After": "1"}
+    )
+
+
+def _body(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _tree(body: bytes) -> dict[str, Any]:
+    try:
+        tree = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise Refused.of(422, ("body",), f"not valid JSON: {error}", "json_invalid") from None
+    if not isinstance(tree, dict):
+        raise Refused.of(422, ("body",), f"expected an object, got {json.dumps(tree)[:40]}", "object_type")
+    return tree
+
+
+def _problem(error: ErrorDetails) -> Problem:
+    path, message = list(error["loc"]), error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = f"no such field; {nearest(str(path[-1])[:100], {**Event.model_fields, 'events': None})}"
+    elif error["type"] == "missing":
+        message = "required field is missing"
+    return Problem(loc=path, msg=message, type=error["type"])

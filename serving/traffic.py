@@ -1,0 +1,207 @@
+"""Live traffic: who answers a request by the experiments that it is in, and the exposure that it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctr_models.errors import RequestError
+from pipelines.experiments.experiment import Arm
+from serving.batching import Batcher, Late, Overloaded
+from serving.database import Database, Unavailable
+from serving.events import EventStore, NotStored, exposure
+from serving.experiments import Experiments
+from serving.models import Models
+from serving.router import Assignment, order
+from serving.schemas import Refused
+from serving.scorer import Scorer
+from serving.settings import Settings
+
+log = logging.getLogger("sluice.experiments")
+Columns = Mapping[str, Any]
+Given = tuple[Columns, Columns, Sequence[Columns]]
+"""User, context and candidates, as they are scored."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the experiments say of one request.
+
+    Args:
+        slot: whose model answers; None: the default.
+        assignments: the experiments that the request is in.
+    """
+
+    slot: str | None
+    assignments: tuple[Assignment, ...] = ()
+
+
+class Traffic:
+    """The event store and the experiments of a server.
+
+    Args:
+        settings: with ``events_url``.
+        models: whose slots the arms name.
+        batcher: that shadow arms compute in.
+
+    Raises:
+        ConfigError: the URL names no database for events.
+    """
+
+    def __init__(self, settings: Settings, models: Models, batcher: Batcher) -> None:
+        assert settings.events_url is not None
+        self._settings, self._models, self._batcher = settings, models, batcher
+        # Connections are not shared between the writer's thread and the readers of experiments.
+        self._database = Database(settings.events_url)
+        self.experiments = Experiments(self._database)
+        self.store = EventStore(
+            Database(settings.events_url), Path(settings.events_spool), spool_bytes=settings.events_spool_bytes
+        )
+        self._shadows: set[asyncio.Task[None]] = set()
+        self._told: set[str] = set()
+
+    async def watch(self) -> None:
+        """Follow the experiments that other processes store, until cancelled."""
+        created = False
+        while True:
+            try:
+                if not created:
+                    await asyncio.to_thread(self._database.create)
+                    created = True
+                await asyncio.to_thread(self.experiments.refresh)
+                self._told.discard("away")
+            except Unavailable as error:
+                self._tell("away", f"experiments can't be read, the last known stay in force: {error}")
+            await asyncio.sleep(self._settings.experiments_seconds)
+
+    def slot_of(self, arm: Arm) -> str | None:
+        """Return the slot that serves an arm's bundle; None if no slot does, or its gates are others."""
+        slots = self._models.slots
+        names = [arm.bundle] if arm.bundle in slots else [n for n, s in slots.items() if s.source == arm.bundle]
+        for name in names:
+            scorer = slots[name].scorer
+            if scorer is None:
+                continue
+            hashes = {slot: gate.rpartition(":")[2] for slot, gate in scorer.card.gates.items()}
+            if arm.gate_hashes.items() <= hashes.items():
+                return name
+        return None
+
+    def decide(self, user: Columns, context: Columns, slot: str | None) -> Decision:
+        """Deal a request.
+
+        An arm that can't be served now leaves its experiment out of the request: nobody is counted in an arm that
+        he did not see.
+
+        Args:
+            user, context: columns of the request.
+            slot: that it asks for; None: the default.
+        """
+        columns, model = {**user, **context}, slot or self._models.default.name
+        assignments, chosen = [], None
+        for assignment in self.experiments.router.assign(columns, at=datetime.now(UTC), model=model):
+            arm = assignment.arm
+            if arm.bundle is not None:
+                found = self.slot_of(arm)
+                if found is None or chosen not in (None, found):
+                    self._tell(arm.bundle, f"{assignment.experiment}, arm {arm.name}: {arm.bundle} can't be served")
+                    continue
+                chosen = found
+            assignments.append(assignment)
+        return Decision(chosen or slot, tuple(assignments))
+
+    async def expose(
+        self, decision: Decision, given: Given, scores: np.ndarray, scorer: Scorer, request_id: str
+    ) -> dict[str, Any]:
+        """Leave the exposure of a request, and let the shadow arms score it.
+
+        Args:
+            decision: by which it was answered.
+            given: as it was scored.
+            scores: (N,).
+            scorer: that scored.
+            request_id: of the request.
+
+        Returns:
+            what the answer says of it: the arm in each experiment, and where positions are drawn, the positions.
+
+        Raises:
+            Refused: 503, the exposure can't be stored.
+        """
+        epsilon = max((a.epsilon for a in decision.assignments), default=0.0)
+        positions, propensities = order(scores, epsilon=epsilon, seed=request_id)
+        row = exposure(
+            request_id=request_id,
+            given=given,
+            scores=scores,
+            card=scorer.card,
+            schema_hash=scorer.bundle.state.hash,
+            unit=scorer.bundle.state.spec.user,
+            item=scorer.bundle.state.spec.item,
+            assignments=decision.assignments,
+            positions=positions,
+            propensities=propensities,
+        )
+        stored = self.store.submit([row])
+        if self._settings.exposures == "before" or stored.done():
+            try:
+                await asyncio.wrap_future(stored)
+            except NotStored as error:
+                raise not_stored(error) from None
+        for assignment in decision.assignments:
+            for arm in assignment.shadows:
+                task = asyncio.create_task(self._shadow(assignment, arm, given, request_id))
+                self._shadows.add(task)
+                task.add_done_callback(self._shadows.discard)
+        if not decision.assignments:
+            return {}
+        said: dict[str, Any] = {"experiments": {a.experiment: a.arm.name for a in decision.assignments}}
+        return said | ({"positions": positions.tolist()} if epsilon else {})
+
+    async def _shadow(self, assignment: Assignment, arm: Arm, given: Given, request_id: str) -> None:
+        slot = self.slot_of(arm)
+        if slot is None:
+            self._tell(str(arm.bundle), f"{assignment.experiment}, shadow arm {arm.name}: can't be scored")
+            return
+        scorer = self._models.scorer(slot)
+        try:
+            scores = await self._batcher.score(scorer, scorer.encode(*given))
+            row = exposure(
+                request_id=request_id,
+                given=given,
+                scores=scores,
+                card=scorer.card,
+                schema_hash=scorer.bundle.state.hash,
+                unit=scorer.bundle.state.spec.user,
+                item=scorer.bundle.state.spec.item,
+                assignments=(assignment,),
+                shadow=(assignment.experiment, arm.name),
+            )
+            await self.store.record([row])
+        except (Overloaded, Late):
+            pass  # who is served goes first
+        except (RequestError, NotStored) as error:
+            self._tell(arm.name, f"{assignment.experiment}, shadow arm {arm.name}: {error}")
+
+    async def close(self) -> None:
+        """Let the shadow arms end, write what was taken, and stop."""
+        await asyncio.gather(*self._shadows, return_exceptions=True)
+        await asyncio.to_thread(self.store.close)
+        self._database.close()
+
+    def _tell(self, what: str, message: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            log.error(message)
+
+
+def not_stored(error: NotStored) -> Refused:
+    """Return the answer to a request whose rows can't be kept."""
+    return Refused.of(503, (), f"nothing was stored: {error}", "not_stored", headers={"Retry-After": "1"})
