@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ctr_models.batch import Batch, EncodedRows
+from ctr_models.batch import Batch, EncodedRows, Ragged
 from ctr_models.jagged import rows_of
 from ctr_models.schema import IdField, Schema
 
@@ -142,6 +143,40 @@ class Candidates:
             stride=len(self),
             length_per_key=[len(one) for one in ids],
         )
+
+
+def joined_rows(schema: Schema, shared: EncodedRows, own: EncodedRows, counts: Sequence[int]) -> EncodedRows:
+    """Return plain encoded rows, one a candidate, in which what is shared is repeated.
+
+    Args:
+        schema: of the rows to be had.
+        shared: the users, of a schema of some of its fields.
+        own: the candidates, of a schema of the others.
+        counts: candidates of each user, (U,).
+
+    Example:
+        >>> from ctr_models import example_rows
+        >>> schema = Schema.of({"user": 10, "item": 20})
+        >>> users, items = example_rows(schema.only(["user"]), rows=2), example_rows(schema.only(["item"]), rows=3)
+        >>> rows = joined_rows(schema, users, items, [2, 1])
+        >>> bool((rows.single[0] == users.single[0].repeat([2, 1])).all()), rows.single.shape
+        (True, (2, 3))
+    """
+    if not shared.schema.fields:
+        return replace(own, schema=schema)
+    names = {f.name for f in shared.schema.fields}
+    user = np.repeat(np.arange(len(counts)), counts)
+    told = np.array([f.name in names for f in schema.dense], dtype=bool)
+    dense = np.empty((len(own), len(told)), dtype=np.float32)
+    dense[:, told], dense[:, ~told] = shared.dense[user], own.dense
+    told = np.array([f.name in names for f in schema.sparse if f.kind == "categorical"], dtype=bool)
+    single = np.empty((len(told), len(own)), dtype=np.int32)
+    single[told], single[~told] = shared.single[:, user], own.single
+    ragged = dict(own.ragged)
+    for name, values in shared.ragged.items():
+        ids, lengths = values.take(user)
+        ragged[name] = Ragged(ids, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+    return EncodedRows(schema=schema, dense=dense, single=single, ragged=ragged, label=own.label, group=own.group)
 
 
 def _by_key(ids: KeyedJaggedTensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -113,6 +113,7 @@ class Models:
             told: dict[str, Any] = {"slot": slot.name, "source": slot.source}
             if slot.scorer is not None:
                 told["model"] = slot.scorer.card.model_dump()
+                told["forward"] = slot.scorer.forward.told()
             if slot.problem:
                 told["problem"] = slot.problem
             found.append(told)

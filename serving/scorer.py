@@ -6,26 +6,21 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
-from ctr_models.batch import EncodedRows
-from ctr_models.candidates import Candidates
 from pipelines.features.transform import encoded_rows, transform
 from pipelines.release.bundle import SCORE, Bundle
 from pipelines.release.registry import SCHEME, fetch, locate
 from serving.batching import Encoded
+from serving.forward import Forward
 from serving.schemas import ModelCard
 
 Columns = Mapping[str, Any]
-MEASURED_ROWS = (1, 500)
-"""Candidates of the requests that are timed at load."""
 
 
 class Scorer:
@@ -53,7 +48,7 @@ class Scorer:
         # Read now: the folder may hold the next bundle by the time that somebody asks.
         self.example = example_request(bundle)
         self.inputs = bundle.golden.drop(SCORE).schema
-        self._times = self._measure()
+        self.forward = Forward(bundle, self._some)
 
     @classmethod
     def load(cls, source: str, tracking_uri: str | None = None) -> Scorer:
@@ -98,35 +93,19 @@ class Scorer:
         Returns:
             Click probabilities of each, (N,) float32, in the order of its candidates.
         """
-        counts = [len(r) for r in requests]
-        own = EncodedRows.concat([r.own for r in requests])
-        shared = [r.shared for r in requests if r.shared is not None]
-        with torch.inference_mode():
-            if shared:
-                logits = self.bundle.model.scores(Candidates.of(EncodedRows.concat(shared), own, counts))
-            else:
-                logits = self.bundle.model(own.batch())
-            scores = torch.sigmoid(logits.float()).numpy()  # (N of all,)
-        return [scores[a:b] for a, b in pairwise(accumulate(counts, initial=0))]
+        scores = self.forward(requests)
+        return [scores[a:b] for a, b in pairwise(accumulate((len(r) for r in requests), initial=0))]
 
     def seconds(self, rows: int) -> float:
         """Return how long a pass of so many rows took when it was measured at load; between and beyond, linear."""
-        (few, quick), (many, slow) = self._times
-        return max(quick, quick + (rows - few) * (slow - quick) / (many - few))
+        return self.forward.expected(rows)[1]
 
-    def _measure(self) -> list[tuple[int, float]]:
-        """Warm up and time passes of few and of many rows, the best of some each."""
-        times = []
-        for rows in MEASURED_ROWS:
-            candidates = [self.example["candidates"][i % len(self.example["candidates"])] for i in range(rows)]
-            encoded = self.encode(self.example["user"], self.example["context"], candidates)
-            best = math.inf
-            for _ in range(5):
-                begin = time.perf_counter()
-                self.run([encoded])
-                best = min(best, time.perf_counter() - begin)
-            times.append((rows, best))
-        return times
+    def _some(self, rows: int) -> Encoded:
+        """Return an encoded request of so many candidates, those of the example again and again."""
+        some = self.example["candidates"]
+        return self.encode(
+            self.example["user"], self.example["context"], [some[i % len(some)] for i in range(rows)]
+        )
 
 
 def card_of(bundle: Bundle, name: str | None = None, version: int | None = None) -> ModelCard:

@@ -1,0 +1,183 @@
+"""The forward pass: the ways in which a bundle can compute it, and which is the fastest for how many rows."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctr_models.batch import EncodedRows
+from ctr_models.candidates import Candidates, joined_rows
+from ctr_models.export import TensorModel, tensors
+from ctr_models.model import CTRModel
+from pipelines.release.bundle import TOLERANCE
+from serving.batching import Encoded
+
+if TYPE_CHECKING:
+    from pipelines.release.bundle import Bundle
+
+log = logging.getLogger("sluice.models")
+
+MEASURED_ROWS = (1, 100, 500)
+"""Candidates of the requests that are timed."""
+ROUNDS, MOST_SECONDS = 5, 0.1
+"""Timed calls of a way, of which the best counts; those after so many seconds are left out."""
+
+Way = Callable[[Sequence[Encoded]], Tensor]
+"""Scores requests that fit each other in one pass: probabilities of all candidates, (N,)."""
+
+
+class Forward:
+    """A bundle's forward pass, by the way that was measured to be the fastest for the number of rows.
+
+    ``eager`` runs the model as it is, with what candidates share computed once a user. ``traced`` is the model as a
+    TorchScript program of plain rows: Python does not slow it down, nor does it keep Python from other work, but it
+    repeats what is shared. Small passes gain most by it. It exists for models that can be traced for any number of
+    rows, from schemas without lists, and only if it gives the golden rows their scores.
+
+    Args:
+        bundle: verified.
+        example: told a number of candidates, returns an encoded request.
+
+    Attributes:
+        seconds: of a pass of each measured size, by way.
+    """
+
+    def __init__(self, bundle: Bundle, example: Callable[[int], Encoded]) -> None:
+        self.model = bundle.model
+        self.ways: dict[str, Way] = {"eager": self._eager}
+        program = _traced(bundle, example)
+        if program is not None:
+            self.ways["traced"] = program
+        self.seconds = {name: _measure(way, example) for name, way in self.ways.items()}
+
+    def __call__(self, requests: Sequence[Encoded]) -> np.ndarray:
+        """Return the click probabilities of all candidates, one request after the other, (N,) float32."""
+        name, _ = self.expected(sum(len(r) for r in requests))
+        with torch.inference_mode():
+            return self.ways[name](requests).numpy()
+
+    def expected(self, rows: int) -> tuple[str, float]:
+        """Return the way that a pass of so many rows takes, and its seconds as they were measured."""
+        return min(((name, _between(times, rows)) for name, times in self.seconds.items()), key=lambda one: one[1])
+
+    def told(self) -> dict[str, Any]:
+        """Return what was measured, for people: the chosen way and milliseconds, by rows."""
+        return {
+            str(rows): {
+                "chosen": self.expected(rows)[0],
+                "milliseconds": {name: round(1000 * times[rows], 3) for name, times in self.seconds.items()},
+            }
+            for rows in MEASURED_ROWS
+        }
+
+    def _eager(self, requests: Sequence[Encoded]) -> Tensor:
+        own = EncodedRows.concat([r.own for r in requests])
+        shared = [r.shared for r in requests if r.shared is not None]
+        if shared:
+            counts = [len(r) for r in requests]
+            return torch.sigmoid(self.model.scores(Candidates.of(EncodedRows.concat(shared), own, counts)).float())
+        return torch.sigmoid(self.model(own.batch()).float())
+
+
+class _Scores(nn.Module):
+    """From the tensors of a batch to probabilities."""
+
+    def __init__(self, model: CTRModel) -> None:
+        super().__init__()
+        self.model = TensorModel(model)
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        """Return probabilities, (B,)."""
+        return torch.sigmoid(self.model(*batch).float())
+
+
+def _traced(bundle: Bundle, example: Callable[[int], Encoded]) -> Way | None:
+    """Return the model as a program, or None if it can't be had or does not give the golden rows their scores."""
+    from pipelines.release.bundle import SCORE
+
+    model, schema = bundle.model, bundle.model.schema
+    if schema.sequences or any(f.kind != "categorical" for f in schema.sparse):
+        return None  # a trace holds the numbers of ids that it has seen
+
+    def way(requests: Sequence[Encoded]) -> Tensor:
+        return program(*tensors(_plain(schema, requests).batch()))
+
+    golden = bundle.golden
+    try:
+        with _quietly(), _definitions(model), torch.no_grad():
+            given = tensors(_plain(schema, [example(3)]).batch())
+            program = torch.jit.freeze(torch.jit.trace(_Scores(model).eval(), given, check_trace=False))
+        expected = golden[SCORE].to_numpy()
+        rows = bundle.encoder.encode({}, {}, golden.drop(SCORE).to_dicts())
+        for size in {1, 2, len(golden)}:
+            with torch.inference_mode():
+                found = program(*tensors(rows.batch(slice(0, size)))).numpy()
+            apart = float(np.abs(found - expected[:size]).max())
+            if not apart <= TOLERANCE:
+                log.info("%s: not traced, its scores of golden rows are %.1e apart", bundle.hash[:12], apart)
+                return None
+    except Exception as error:  # whatever a model of somebody else's does in a trace: it runs as it is
+        log.info("%s: not traced: %s", bundle.hash[:12], str(error).strip().splitlines()[-1:])
+        return None
+    return way
+
+
+def _plain(schema: Any, requests: Sequence[Encoded]) -> EncodedRows:
+    own = EncodedRows.concat([r.own for r in requests])
+    shared = [r.shared for r in requests if r.shared is not None]
+    if not shared:
+        return own
+    return joined_rows(schema, EncodedRows.concat(shared), own, [len(r) for r in requests])
+
+
+@contextmanager
+def _definitions(model: nn.Module) -> Iterator[None]:
+    """Let operators compute their plain definitions: a trace knows no other, and it must hold for any size."""
+    fused = {module: module.fused for module in model.modules() if hasattr(module, "fused")}
+    try:
+        for module in fused:
+            module.fused = False  # type: ignore[assignment]
+        yield
+    finally:
+        for module, was in fused.items():
+            module.fused = was
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave out what the tracer says of Python numbers: golden rows tell whether they mattered."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _measure(way: Way, example: Callable[[int], Encoded]) -> dict[int, float]:
+    """Return the seconds of a pass by number of rows, the best of some; the calls before have warmed up."""
+    times = {}
+    for rows in MEASURED_ROWS:
+        request, taken = [example(rows)], list[float]()
+        while len(taken) < 2 or (len(taken) < 2 + ROUNDS and sum(taken) < MOST_SECONDS):
+            begin = time.perf_counter()
+            with torch.inference_mode():
+                way(request)
+            taken.append(time.perf_counter() - begin)
+        times[rows] = min(taken[1:])
+    return times
+
+
+def _between(times: dict[int, float], rows: int) -> float:
+    """Return the seconds for any number of rows, linear between those measured and beyond."""
+    points = sorted(times.items())
+    for (few, quick), (many, slow) in pairwise(points):
+        if rows <= many or many == points[-1][0]:
+            return max(quick if rows > few else 0.0, quick + (rows - few) * (slow - quick) / (many - few))
+    raise AssertionError("at least two sizes are measured")
