@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from serving import key_commands
+from serving import event_commands, key_commands
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
         "curl localhost:8000/docs",
     )(serve)
     key_commands.register(app)
+    event_commands.register(app)
 
 
 def serve(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -161,17 +161,29 @@ class Database:
             # SQLite goes on writing into a file without a name as if nothing were amiss.
             raise self._unavailable(FileNotFoundError("the file has vanished"))
 
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """Give a connection that sees the database as it is at its first query, whatever is written meanwhile.
+
+        Raises:
+            Unavailable: it can't be reached now.
+        """
+        try:
+            with self.engine.connect() as connection:
+                if self._path is None:
+                    connection = connection.execution_options(isolation_level="REPEATABLE READ")
+                yield connection.execution_options(reads=True)
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            raise self._unavailable(error) from error
+
     def rows(self, query: sa.Select[Any]) -> list[Any]:
         """Return what a query finds.
 
         Raises:
             Unavailable: it can't be reached now.
         """
-        try:
-            with self.engine.connect().execution_options(reads=True) as connection:
-                return list(connection.execute(query).all())
-        except (sa.exc.SQLAlchemyError, OSError) as error:
-            raise self._unavailable(error) from error
+        with self.reading() as connection:
+            return list(connection.execute(query).all())
 
     def close(self) -> None:
         """Let go of the connections."""

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import sqlalchemy as sa
 
 from pipelines.experiments.experiment import Arm
 from serving.database import EVENTS, Database, Row, exposures
 from serving.events import EventStore, NotStored, exposure
+from serving.export import export
 from serving.router import Assignment
 from serving.schemas import ModelCard
 
@@ -268,7 +270,9 @@ def write_until_killed(path: Path, acknowledgements: int, again: list[str], run:
             os.write(acknowledgements, f"{name}\n".encode())
         for i in range(10**9):
             name = f"{run}-{number}-{i}"
-            rows = [click(name), shown(name)] if i % 5 == 0 else [click(name)]
+            now = time.time_ns() // 1000
+            event = click(name, time=now, request_id=name, candidate=1)
+            rows = [shown(name), event] if i % 5 == 0 else [event]
             store.submit(rows).result()
             os.write(acknowledgements, f"{name}\n".encode())
 
@@ -308,8 +312,11 @@ def test_what_was_acknowledged_survives_sigkill(path: Path) -> None:
         until(lambda: store.status.state == "ready", 30)
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        found = Counter(stored(path))
-        requests = Counter(name for (name,) in connection.execute("SELECT request_id FROM sluice_exposures"))
+    found = Counter(stored(path))
     assert set(acknowledged) <= set(found) and max(found.values()) == 1
-    with_exposure = {name for name in acknowledged if int(name.split("-")[2]) % 5 == 0}
-    assert with_exposure <= set(requests) and max(requests.values()) == 1
+    export(Database(f"sqlite:///{path}"), path.parent / "logs")
+    rows = pl.scan_parquet(path.parent / "logs" / "*" / "*.parquet").collect()
+    requests = Counter(rows["served_request_id"])
+    assert {name for name in acknowledged if int(name.split("-")[2]) % 5 == 0} <= set(requests)
+    assert set(requests.values()) == {2}  # two candidates, each once
+    assert rows["click"].sum() == len(requests)
