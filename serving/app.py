@@ -256,6 +256,7 @@ async def _encoded(
         encoded, given = scorer.encode(*filled), filled
     except RequestError:
         encoded = scorer.encode(*given)  # raises if it is the request's fault
+        metrics.errors.labels("stored_features").inc()
         found = Found.nothing(ids[1])
     stored = found.report(*ids)
     metrics.looked_up(seconds, stored)
