@@ -326,7 +326,9 @@ class RedisFeatures:
         from redis.exceptions import TimeoutError as RedisTimeout
 
         self._timeouts += 1
-        if isinstance(error, RedisTimeout) and self._timeouts < TIMEOUTS:
+        # The pool's own error, when every connection was in use for too long, comes of a timeout.
+        late = isinstance(error, RedisTimeout) or isinstance(error.__cause__, TimeoutError)
+        if late and self._timeouts < TIMEOUTS:
             return
         if not self._problem:
             log.error("features: %s can't answer (%s); scoring without stored features", self.name, error)

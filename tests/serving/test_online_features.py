@@ -504,6 +504,33 @@ def test_one_round_trip_a_request(redis_server: Any) -> None:
     assert asyncio.run(count()) == 10
 
 
+def test_more_requests_than_connections_wait_their_turn(redis_server: Any) -> None:
+    write_redis(materialized(LOG), redis_server.url)
+
+    async def crowd() -> None:
+        store = await opened(RedisFeatures(redis_server.url, timeout_seconds=10))
+        found = await asyncio.gather(*(store.fetch("u1", [10, 99]) for _ in range(module.CONNECTIONS * 4)))
+        assert all(one.user is not None and one.items[1] is None for one in found)
+        await store.close()
+
+    asyncio.run(crowd())
+
+
+def test_one_slow_answer_does_not_count_a_redis_out(redis_server: Any) -> None:
+    write_redis(materialized(LOG), redis_server.url)
+
+    async def stall() -> None:
+        store = await opened(RedisFeatures(redis_server.url, timeout_seconds=0.2))
+        redis_server.pause()
+        assert (await store.fetch("u1", [10])).version is None
+        assert store.stored is not None  # the next request asks again
+        redis_server.resume()
+        assert (await store.fetch("u1", [10])).user is not None
+        await store.close()
+
+    asyncio.run(stall())
+
+
 def test_a_new_version_in_redis_is_used_at_once(redis_server: Any) -> None:
     write_redis(materialized(LOG, 10), redis_server.url)
 
