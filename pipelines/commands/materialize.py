@@ -55,11 +55,13 @@ def materialize(
     from pipelines.datasets.base import open_data
     from pipelines.features.materialize import materialize as gather
     from pipelines.features.progress import steps
-    from pipelines.features.redis_store import write_redis
+    from pipelines.features.redis_store import check_redis, write_redis
     from pipelines.features.snapshot import write_snapshot
 
     if (out is None) == (redis is None):
         raise ConfigError("give --out or --redis, one of them", where="sluice materialize")
+    if redis is not None:
+        check_redis(redis)
     run = load_config(config, override or ())
     started = time.perf_counter()
     shown = json_path != "-"
@@ -78,4 +80,4 @@ def materialize(
     if shown:
         parts = " and ".join(f"{count:,} {kind}" for kind, count in manifest["rows"].items())
         typer.echo(f"{parts} in {seconds:.1f} s: {where}")
-    write_json(json_path, {**manifest, "seconds": seconds, "rows_per_second": total / seconds})
+    write_json(json_path, {**manifest, "seconds": seconds})

@@ -84,6 +84,17 @@ def parse_manifest(content: bytes) -> tuple[Stored, dict[str, Any]]:
     return Stored.model_validate(manifest["stored"]), manifest
 
 
+def check_redis(url: str) -> None:
+    """Ask a server whether it is there, before much is computed for it.
+
+    Raises:
+        ConfigError: the URL is none.
+        ArtifactError: it does not answer.
+    """
+    with _connected(url) as (client, _):
+        client.ping()
+
+
 def write_redis(
     features: Features, url: str, *, on_rows: Callable[[int], None] = lambda rows: None
 ) -> dict[str, Any]:
@@ -200,7 +211,7 @@ def _connected(url: str) -> Iterator[tuple[redis.Redis, str]]:
     except RedisError as error:
         text = " ".join(str(error).split())
         raise ArtifactError(
-            f"Redis answers no more, or refuses: {text}", where=where, remedy="see that it runs and has room"
+            f"answers no more, or refuses: {text}", where=where, remedy="see that it runs and has room"
         ) from None
     finally:
         client.close()

@@ -11,7 +11,7 @@ import redis
 import typer
 from typer.testing import CliRunner, Result
 
-from ctr_models.errors import ConfigError
+from ctr_models.errors import ArtifactError, ConfigError
 from pipelines.commands.materialize import register
 from pipelines.datasets.base import open_data
 from pipelines.datasets.click_world import ClickWorldOptions, write_world
@@ -40,7 +40,7 @@ def test_a_snapshot_is_written_and_told_of() -> None:
     options = {"rows": 4000, "users": 80, "items": 60}
     log = open_data(DataConfig(options=options)).parts["all"].frame.select("user_id", "item_id").collect()
     assert report["rows"] == {"users": log["user_id"].n_unique(), "items": log["item_id"].n_unique()}
-    assert report["rows_per_second"] > 0
+    assert report["seconds"] > 0
     snapshot = Snapshot.open(Path("online"))
     assert snapshot.manifest["hash"] == report["hash"]
     assert None not in snapshot.find("users", [str(one) for one in log["user_id"].unique()])
@@ -63,6 +63,12 @@ def test_a_redis_is_filled(redis_server: Any) -> None:
     with redis.Redis.from_url(redis_server.url) as client:
         assert client.get(CURRENT) == report["version"].encode()
         assert client.dbsize() == 2 + sum(report["rows"].values())
+
+
+def test_a_redis_that_is_not_there_is_told_of_before_the_log_is_read(redis_server: Any) -> None:
+    redis_server.kill()
+    with pytest.raises(ArtifactError, match=f"Redis 127.0.0.1:{redis_server.port}/0: answers no more"):
+        sluice("--redis", redis_server.url, "-o", "data.source=parquet", "-o", "data.path=nowhere")
 
 
 @pytest.mark.parametrize("targets", [[], ["--out", "online", "--redis", "redis://localhost:1"]])
