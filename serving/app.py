@@ -110,6 +110,7 @@ def _limits(settings: Settings) -> Limits:
         queue_rows=settings.queue_rows,
         queue_milliseconds=settings.queue_ms,
         threads=settings.workers,
+        inline_milliseconds=settings.inline_ms,
     )
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -87,6 +87,8 @@ class Limits:
         queue_rows: that may wait.
         queue_milliseconds: that the last of those waiting may be expected to wait.
         threads: passes computed at once, one core each.
+        inline_milliseconds: a pass expected to take less is computed on the event loop itself: to hand it to a
+            thread and back would cost more than the others wait.
     """
 
     rows: int = 2048
@@ -94,13 +96,14 @@ class Limits:
     queue_rows: int = 32_768
     queue_milliseconds: float = 250.0
     threads: int = 1
+    inline_milliseconds: float = 1.0
 
 
 class Batcher:
     """Where concurrent requests meet: first come, first served, and those next in line go along.
 
     There is no window to wait for: a pass begins as soon as a thread is free, with what is there. What arrives
-    meanwhile makes the next one. All but the passes themselves happens on the event loop, which has no locks.
+    meanwhile makes the next one. All but longer passes happens on the event loop, which has no locks.
 
     Args:
         limits: of a pass and of the queue.
@@ -177,9 +180,14 @@ class Batcher:
         self._woken = False
         while self._free and self._queue:
             jobs = self._next()
-            if jobs:
-                self._free -= 1
-                self._pool.submit(self._pass, loop, jobs)
+            if not jobs:
+                return
+            self._free -= 1
+            expected = jobs[0].scorer.seconds(sum(len(job.request) for job in jobs))
+            if 1000 * expected < self.limits.inline_milliseconds:
+                self._finish(jobs, *_pass(jobs))
+            else:
+                self._pool.submit(self._aside, loop, jobs)
 
     def _next(self) -> list[_Job]:
         """Take the first in line, and those that can go along; drop who is late or gone."""
@@ -212,20 +220,17 @@ class Batcher:
     def _milliseconds(self, scorer: Passes, rows: int) -> float:
         return 1000 * scorer.seconds(rows) * self._slowness
 
-    def _pass(self, loop: asyncio.AbstractEventLoop, jobs: list[_Job]) -> None:
-        """Score the requests together, on a thread of the pool."""
-        begin = time.perf_counter()
-        scorer, answers = jobs[0].scorer, list[np.ndarray | Exception]()
-        try:
-            answers += scorer.run([job.request for job in jobs])
-        except Exception as error:
-            # An error stays with the request that brings it.
-            answers += [error] if len(jobs) == 1 else [_alone(job) for job in jobs]
-        loop.call_soon_threadsafe(self._finish, loop, jobs, answers, begin, time.perf_counter() - begin)
+    def _aside(self, loop: asyncio.AbstractEventLoop, jobs: list[_Job]) -> None:
+        """Compute a pass on a thread of the pool."""
+        loop.call_soon_threadsafe(self._finish_and_go_on, loop, jobs, *_pass(jobs))
+
+    def _finish_and_go_on(self, loop: asyncio.AbstractEventLoop, jobs: list[_Job], *found: Any) -> None:
+        self._finish(jobs, *found)
+        if self._queue:
+            self._begin(loop)
 
     def _finish(
         self,
-        loop: asyncio.AbstractEventLoop,
         jobs: list[_Job],
         answers: list[np.ndarray | Exception],
         begin: float,
@@ -244,8 +249,18 @@ class Batcher:
         if measured > 0:
             self._slowness = SLOWNESS_MEMORY * self._slowness + (1 - SLOWNESS_MEMORY) * seconds / measured
         self._on_pass(len(jobs), rows, [begin - job.queued for job in jobs])
-        if self._queue:
-            self._begin(loop)
+
+
+def _pass(jobs: list[_Job]) -> tuple[list[np.ndarray | Exception], float, float]:
+    """Score the requests together; return scores or an error of each, when it began and the seconds it took."""
+    begin = time.perf_counter()
+    scorer, answers = jobs[0].scorer, list[np.ndarray | Exception]()
+    try:
+        answers += scorer.run([job.request for job in jobs])
+    except Exception as error:
+        # An error stays with the request that brings it.
+        answers += [error] if len(jobs) == 1 else [_alone(job) for job in jobs]
+    return answers, begin, time.perf_counter() - begin
 
 
 def _alone(job: _Job) -> np.ndarray | Exception:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ def running_server(
     log: Path,
     timeout: float = 90.0,
     options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[httpx.Client]:
     """Run ``sluice serve`` on a free loopback port for as long as the block lasts; nothing is left running.
 
@@ -45,6 +46,7 @@ def running_server(
         log: file that gets the server's output.
         timeout: seconds until it must be ready.
         options: more words of the command line.
+        environment: more settings, as variables.
 
     Yields:
         A client with the server's address as its base.
@@ -61,7 +63,9 @@ def running_server(
         command += ["--tracking-uri", tracking_uri]
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ})
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+        )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30.0, trust_env=False) as client:
             _wait(process, client, log, timeout)

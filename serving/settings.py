@@ -75,6 +75,8 @@ class Settings(BaseModel):
     """Candidates of concurrent requests that may share a forward pass; a single request may have more."""
     batch_ms: float = Field(10.0, ge=0)
     """Milliseconds that a shared pass may be expected to take; a single request may take longer."""
+    inline_ms: float = Field(1.0, ge=0)
+    """A pass expected to take fewer milliseconds is computed where requests are read, without a thread."""
     queue_rows: int = Field(32_768, ge=1)
     """Candidates that may wait for a pass; requests beyond get 503 at once."""
     queue_ms: float = Field(250.0, gt=0)

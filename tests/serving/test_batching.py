@@ -6,14 +6,18 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 
 from ctr_models import Schema, example_rows
-from serving.batching import Batcher, Encoded, Late, Limits, Overloaded
+from serving import batching
+from serving.batching import Batcher, Encoded, Late, Overloaded
 
 SCHEMA = Schema.of({"item": 50})
+Limits = partial(batching.Limits, inline_milliseconds=0.0)
+"""With which every pass has a thread, and so can be held up."""
 
 
 class Fake:
@@ -79,9 +83,13 @@ def test_requests_that_come_together_share_the_first_pass_already() -> None:
     asyncio.run(run())
 
 
-def test_a_lone_request_waits_for_nobody() -> None:
+@pytest.mark.parametrize("inline", [0.0, 1.0])
+def test_a_lone_request_waits_for_nobody(inline: float) -> None:
     async def run() -> float:
-        fake, batcher = Fake(), Batcher(Limits(milliseconds=10_000, queue_milliseconds=10_000))
+        fake, batcher = (
+            Fake(1e-6),
+            Batcher(Limits(milliseconds=10_000, queue_milliseconds=10_000, inline_milliseconds=inline)),
+        )
         await batcher.score(fake, request(1))
         taken = []
         for _ in range(20):
@@ -103,7 +111,7 @@ def test_a_lone_request_waits_for_nobody() -> None:
     ids=["by rows", "by time"],
 )
 def test_a_pass_is_bounded_and_first_come_is_first_served(
-    limits: Limits, pace: float, passes: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    limits: batching.Limits, pace: float, passes: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.batching.SLOWNESS_MEMORY", 1.0)  # what the gate holds up is no measure
 
@@ -163,7 +171,9 @@ def test_an_error_stays_with_its_request() -> None:
     [(Limits(queue_rows=10), 0.0), (Limits(queue_milliseconds=500.0), 0.055)],
     ids=["by rows", "by time"],
 )
-def test_beyond_capacity_a_request_is_refused_at_once_and_room_comes_back(limits: Limits, pace: float) -> None:
+def test_beyond_capacity_a_request_is_refused_at_once_and_room_comes_back(
+    limits: batching.Limits, pace: float
+) -> None:
     async def run() -> None:
         gate = threading.Event()
         fake, batcher = Fake(pace, gate), Batcher(limits)
@@ -218,3 +228,21 @@ def test_a_pass_tells_of_itself() -> None:
 
     asyncio.run(run())
     assert told == [(1, 4, 1)]
+
+
+def test_a_short_pass_takes_no_thread_and_a_long_one_leaves_the_loop_free() -> None:
+    class Where(Fake):
+        def run(self, requests: Sequence[Encoded]) -> list[np.ndarray]:
+            threads.append(threading.current_thread() is threading.main_thread())
+            return super().run(requests)
+
+    threads: list[bool] = []
+
+    async def run() -> None:
+        batcher = Batcher(Limits(inline_milliseconds=1.0))
+        for seconds in (0.0005, 0.0015):
+            assert len(await batcher.score(Where(seconds), request(1))) == 1
+        batcher.close()
+
+    asyncio.run(run())
+    assert threads == [True, False]
