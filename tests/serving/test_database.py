@@ -39,7 +39,16 @@ def test_sqlite_keeps_what_it_committed(database: Database) -> None:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
 
 
-def test_a_key_is_stored_once_and_the_first_wins(database: Database) -> None:
+@pytest.fixture
+def either(events_url: str) -> Database:
+    made = Database(events_url)
+    made.create()
+    made.create()
+    return made
+
+
+def test_a_key_is_stored_once_and_the_first_wins(either: Database) -> None:
+    database = either
     database.insert([click("a", value=1.0), click("a", value=2.0), click("b", item="x")])
     database.insert([click("a", value=3.0)])
     assert names(database) == ["a", "b"]
@@ -49,9 +58,28 @@ def test_a_key_is_stored_once_and_the_first_wins(database: Database) -> None:
     ]
 
 
-def test_an_unfit_row_is_told_and_takes_its_batch_along(database: Database) -> None:
-    with pytest.raises(Unfit, match="NOT NULL"):
-        database.insert([click("a"), click("b", type=None)])
+def test_an_unfit_row_is_told_and_takes_its_batch_along(either: Database) -> None:
+    with pytest.raises(Unfit, match=r"(?i)not.null"):
+        either.insert([click("a"), click("b", type=None)])
+    assert names(either) == []
+
+
+def test_a_reader_sees_one_moment(either: Database) -> None:
+    either.insert([click("a")])
+    count = sa.select(sa.func.count()).select_from(events)
+    with either.reading() as connection:
+        assert connection.execute(count).scalar() == 1
+        either.insert([click("b")])
+        assert connection.execute(count).scalar() == 1
+    assert names(either) == ["a", "b"]
+
+
+def test_a_server_refuses_what_its_texts_can_not_hold(postgres: Any) -> None:
+    database = Database(postgres.new_database())
+    database.create()
+    for unfit in ({"item": "a\0"}, {"type": "x" * 17}, {"candidate": 2**40}):
+        with pytest.raises(Unfit):
+            database.insert([click("a", **unfit)])
     assert names(database) == []
 
 

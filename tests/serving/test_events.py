@@ -22,7 +22,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipelines.experiments.experiment import Arm
-from serving.database import EVENTS, Database, Row, exposures
+from serving.database import EVENTS, Database, Row, events, exposures
 from serving.events import EventStore, NotStored, exposure
 from serving.export import export
 from serving.router import Assignment
@@ -258,6 +258,37 @@ def test_a_store_takes_over_what_dead_ones_left(path: Path) -> None:
     with opened(path) as store:
         until(lambda: store.status.state == "ready")
     assert sorted(stored(path)) == ["a", "b", "first", "second"]
+
+
+def test_a_server_is_killed_and_restarted_in_mid_load(postgres: Any, tmp_path: Path) -> None:
+    url = postgres.new_database()
+    acknowledged: list[str] = []
+    going = True
+    with EventStore(Database(url), tmp_path / "spool", retry_seconds=0.05) as store:
+
+        def client(number: int) -> None:
+            i = 0
+            while going:
+                store.submit([click(f"{number}-{i}")]).result()
+                acknowledged.append(f"{number}-{i}")
+                i += 1
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        postgres.kill()
+        before = len(acknowledged)
+        until(lambda: len(acknowledged) > before + 20)
+        state = store.status.state
+        postgres.start()
+        until(lambda: store.status.state == "ready", 30)
+        going = False
+        for thread in threads:
+            thread.join()
+        found = Counter(row.event_id for row in store.database.rows(sa.select(events.c.event_id)))
+    assert state == "buffering"
+    assert set(found) == set(acknowledged) and max(found.values()) == 1
 
 
 def write_until_killed(path: Path, acknowledgements: int, again: list[str], run: int) -> None:

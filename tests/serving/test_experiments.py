@@ -27,8 +27,8 @@ def stage(days: int, gated: float) -> dict[str, Any]:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    made = Database(f"sqlite:///{tmp_path}/events.db")
+def database(events_url: str) -> Database:
+    made = Database(events_url)
     made.create()
     return made
 
@@ -126,10 +126,13 @@ def test_two_writers_of_one_version_are_told(database: Database, monkeypatch: py
     assert one.get("gates").online.epsilon == 0.2  # type: ignore[union-attr]
 
 
-def test_while_the_database_is_away_the_last_known_stay_in_force(kept: Experiments, tmp_path: Path) -> None:
+def test_while_the_database_is_away_the_last_known_stay_in_force(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/events.db")
+    database.create()
+    kept = Experiments(database)
     kept.put(experiment(), at=NOW)
     (tmp_path / "events.db").rename(tmp_path / "aside.db")
-    kept._database.close()
+    database.close()
     with pytest.raises(Unavailable):
         kept.refresh()
     with pytest.raises(Unavailable):

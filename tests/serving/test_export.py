@@ -56,8 +56,8 @@ def event(hours: float, kind: str = "click", **more: Any) -> Row:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    made = Database(f"sqlite:///{tmp_path}/events.db")
+def database(events_url: str) -> Database:
+    made = Database(events_url)
     made.create()
     return made
 
