@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +257,62 @@ def test_one_log_line_a_request(client: TestClient, caplog: pytest.LogCaptureFix
         4,
     )
     assert line["ms"] > 0
+
+
+def test_a_deadline_that_has_passed_and_one_that_is_none(client: TestClient) -> None:
+    late = client.post("/v1/score", json=body(), headers={"X-Deadline-Ms": "0.001"})
+    assert late.status_code == 504
+    assert late.json()["detail"][0]["type"] == "deadline_passed"
+    assert client.post("/v1/score", json=body(), headers={"X-Deadline-Ms": "60000"}).status_code == 200
+    for wrong in ("soon", "-1", "0", "nan"):
+        reply = client.post("/v1/score", json=body(), headers={"X-Deadline-Ms": wrong})
+        assert reply.status_code == 422
+        assert reply.json()["detail"][0]["loc"] == ["header", "X-Deadline-Ms"]
+
+
+def test_beyond_capacity_requests_get_503_at_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, run = threading.Event(), Scorer.run
+
+    def held(scorer: Scorer, requests: Any) -> Any:
+        assert release.wait(30)
+        return run(scorer, requests)
+
+    settings = Settings(model=str(bundle.directory), queue_rows=4, inline_ms=0)
+    with TestClient(create_app(settings)) as client, ThreadPoolExecutor(3) as pool:
+        ready(client)
+        monkeypatch.setattr(Scorer, "run", held)
+        accepted = [pool.submit(client.post, "/v1/score", json=body(4))]
+        time.sleep(0.3)  # it is being scored, the next one waits
+        accepted.append(pool.submit(client.post, "/v1/score", json=body(4)))
+        time.sleep(0.3)
+        assert "sluice_queue_rows 4.0" in client.get("/metrics").text
+        refused = client.post("/v1/score", json=body(1))
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["detail"][0]["type"] == "overloaded"
+        release.set()
+        assert [reply.result().status_code for reply in accepted] == [200, 200]
+        assert client.post("/v1/score", json=body(1)).status_code == 200
+        told = client.get("/metrics").text
+    assert 'sluice_errors_total{reason="overloaded"} 1.0' in told
+    assert "sluice_pass_rows_count 3.0" in told
+
+
+def test_more_requests_than_may_be_in_hand_are_refused_unread(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, run = threading.Event(), Scorer.run
+
+    def held(scorer: Scorer, requests: Any) -> Any:
+        assert release.wait(30)
+        return run(scorer, requests)
+
+    settings = Settings(model=str(bundle.directory), max_requests=1, inline_ms=0)
+    with TestClient(create_app(settings)) as client, ThreadPoolExecutor(1) as pool:
+        ready(client)
+        monkeypatch.setattr(Scorer, "run", held)
+        accepted = pool.submit(client.post, "/v1/score", json=body(4))
+        time.sleep(0.3)
+        assert client.post("/v1/score", content=b"{").status_code == 503
+        release.set()
+        assert accepted.result().status_code == 200
