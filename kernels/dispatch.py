@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 NAMESPACE = "sluice"
 """Of the operators in ``torch.ops``."""
@@ -128,6 +129,9 @@ class Operator:
         if not self.implementations or torch.is_autocast_enabled(device):
             return None
         traced = torch.compiler.is_compiling()
+        # Whoever counts or records operations is told those of the definition.
+        if not traced and _get_current_dispatch_mode() is not None:
+            return None
         for one in self.implementations:
             # What isn't registered is not even asked: its questions would bind sizes that are to stay dynamic.
             if one.device == device and (one.outputs or not traced) and one.allows(*arguments):

@@ -38,9 +38,9 @@ class RecencyGate(NoGate):
         >>> from ctr_models.gates import GateShape, GateSpec
         >>> gate = GateSpec(name="recency").build(GateShape(slot="sequence", width=1))
         >>> offsets = torch.tensor([0, 2, 2])  # a history of two, and none
-        >>> gate.pool(torch.ones(2, 1), torch.zeros(2), offsets, torch.zeros(2, 1))
+        >>> gate.pool(torch.ones(2, 1), torch.zeros(2), offsets, torch.zeros(2, 1)).detach()
         tensor([[0.7311],
-                [0.0000]], grad_fn=<IndexAddBackward0>)
+                [0.0000]])
 
     Source: ConViT's gated positional self-attention, arXiv 2103.10697.
     """

@@ -97,3 +97,15 @@ def test_export_of_an_implementation_that_is_not_traced_holds_the_definition_alo
     program = torch.export.export(Module(), (_arguments()[0].detach(),))
     assert not calls
     assert all("sluice" not in str(node.target) for node in program.graph.nodes)
+
+
+def test_whoever_counts_operations_sees_the_definition() -> None:
+    """A fast way multiplies in ways that a counter knows nothing of."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    own = Implementation("own", "cpu", lambda x: True, lambda x: (x + 1,), lambda gradient, x: (gradient,))
+    operator = Operator("counted_example", lambda x: x @ x, "Tensor x", (own,))
+    with FlopCounterMode(display=False) as counter:
+        operator(torch.ones(3, 3))
+    assert counter.get_total_flops() == 54
+    assert operator.chosen(torch.ones(3, 3)) == "own"

@@ -23,9 +23,7 @@ def test_product(rows, inner, outer, biased, dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(
-    ("rows", "inner", "outer"), [*SIZES, (40, 1, FEW), (40, 1, FEW + 1), (40, 64, 64)]
-)
+@pytest.mark.parametrize(("rows", "inner", "outer"), [*SIZES, (40, 1, FEW), (40, 1, FEW + 1), (40, 64, 64)])
 def test_summed_product(rows, inner, outer, dtype) -> None:
     a, b = torch.randn(rows, inner).to(dtype), torch.randn(rows, outer).to(dtype)
     found = summed_product(a, b)

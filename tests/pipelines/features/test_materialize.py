@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ctr_models.errors import ConfigError, DataError
@@ -181,6 +181,7 @@ EVENTS = st.lists(
 @settings(max_examples=25)
 @given(events=EVENTS, moment=st.integers(-1, 6))
 def test_it_is_what_a_loop_over_the_log_finds(events: list[tuple[Any, ...]], moment: int) -> None:
+    assume(all(any(event[column] is not None for event in events) for column in (1, 3, 4)))  # else it is refused
     log = pl.DataFrame(
         events,
         schema={"click": pl.Int8, "user": pl.String, "time": pl.Int64, "city": pl.String, "ad": pl.Int64},

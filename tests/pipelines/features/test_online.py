@@ -215,7 +215,7 @@ def test_parts_of_several_requests_go_together(shop: OnlineEncoder) -> None:
     batch = Candidates.of(shared, own, [2, 1]).joined(shop.state.schema())
     each = [shop.encode(*r).batch() for r in requests]
     for keyed in ("sparse", "sequences"):
-        for key in getattr(batch, keyed).keys():
+        for key in list(getattr(batch, keyed).keys()):
             found = getattr(batch, keyed)[key]
             expected = [getattr(one, keyed)[key] for one in each]
             assert found.values().tolist() == [v for e in expected for v in e.values().tolist()]
