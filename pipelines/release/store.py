@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
+_SERVERS = ("postgresql", "mysql", "mssql")
 
 
 class _Held(threading.local):
@@ -73,13 +74,18 @@ def connect(tracking_uri: str) -> MlflowClient:
     quiet()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         with locked(tracking_uri):
+            if tracking_uri.split(":")[0].split("+")[0] in _SERVERS:
+                # MLflow would try for two minutes before it says a word.
+                create_engine(tracking_uri).connect().close()
             client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
             client.search_experiments(max_results=1)  # the first query makes the tables
             return client
-    except (MlflowException, OSError, ImportError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         raise ArtifactError(
             f"can't open the MLflow store: {shown(str(error).splitlines()[0])[:300]}",
             where=shown(tracking_uri),
