@@ -76,12 +76,13 @@ def connect(tracking_uri: str) -> MlflowClient:
     from mlflow.exceptions import MlflowException
     from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
 
     try:
         with locked(tracking_uri):
             if tracking_uri.split(":")[0].split("+")[0] in _SERVERS:
                 # MLflow would try for two minutes before it says a word.
-                create_engine(tracking_uri).connect().close()
+                create_engine(tracking_uri, poolclass=NullPool).connect().close()
             client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
             client.search_experiments(max_results=1)  # the first query makes the tables
             return client

@@ -270,13 +270,19 @@ def test_a_deadline_that_has_passed_and_one_that_is_none(client: TestClient) -> 
         assert reply.json()["detail"][0]["loc"] == ["header", "X-Deadline-Ms"]
 
 
-def test_beyond_capacity_requests_get_503_at_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def held_back() -> tuple[threading.Event, Any]:
+    """Return an event, and what stands in for Scorer.run until it is set."""
     release, run = threading.Event(), Scorer.run
 
     def held(scorer: Scorer, requests: Any) -> Any:
         assert release.wait(30)
         return run(scorer, requests)
 
+    return release, held
+
+
+def test_beyond_capacity_requests_get_503_at_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, held = held_back()
     settings = Settings(model=str(bundle.directory), queue_rows=4, inline_ms=0)
     with TestClient(create_app(settings)) as client, ThreadPoolExecutor(3) as pool:
         ready(client)
@@ -301,12 +307,7 @@ def test_beyond_capacity_requests_get_503_at_once(bundle: Bundle, monkeypatch: p
 def test_more_requests_than_may_be_in_hand_are_refused_unread(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release, run = threading.Event(), Scorer.run
-
-    def held(scorer: Scorer, requests: Any) -> Any:
-        assert release.wait(30)
-        return run(scorer, requests)
-
+    release, held = held_back()
     settings = Settings(model=str(bundle.directory), max_requests=1, inline_ms=0)
     with TestClient(create_app(settings)) as client, ThreadPoolExecutor(1) as pool:
         ready(client)
