@@ -146,7 +146,7 @@ def encoded(rows: int, rate: float, workdir: Path) -> dict[str, EncodedData]:
     tree = raw.spec.model_dump(mode="json")
     for column in tree["columns"]:
         if column["from_log"] is not None:
-            column["from_log"]["where_label"] = False  # every row is a click
+            column["from_log"]["rows"] = "all"  # every row is a click
     of_task = FeatureSpec.model_validate({**tree, "label": task, "tasks": [], "keep": [truth]})
     path = raw.parts["all"].path
 

@@ -52,14 +52,22 @@ def clicked_before(item: str, max_length: int) -> Column:
         >>> clicked_before("movie", 20).from_log.column
         'movie'
     """
+    return _before("history", item, max_length, FromLog(column=item))
+
+
+def skipped_before(item: str, max_length: int) -> Column:
+    """Return the items that the row's user was shown before and did not click, as the history ``skips``.
+
+    Example:
+        >>> skipped_before("movie", 20).from_log.label
+        0
+    """
+    return _before("skips", item, max_length, FromLog(column=item, rows="skips"))
+
+
+def _before(name: str, item: str, max_length: int, rows: FromLog) -> Column:
     return Column(
-        name="history",
-        kind="sequence",
-        role="user",
-        table=item,
-        target=item,
-        max_length=max_length,
-        from_log=FromLog(column=item),
+        name=name, kind="sequence", role="user", table=item, target=item, max_length=max_length, from_log=rows
     )
 
 

@@ -10,7 +10,15 @@ from pydantic import Field
 
 from ctr_models.errors import DataError
 from ctr_models.schema import Role
-from pipelines.datasets.base import Dataset, DatasetOptions, RawData, RawPart, clicked_before, register_dataset
+from pipelines.datasets.base import (
+    Dataset,
+    DatasetOptions,
+    RawData,
+    RawPart,
+    clicked_before,
+    register_dataset,
+    skipped_before,
+)
 from pipelines.datasets.config import SplitConfig
 from pipelines.datasets.files import fingerprint, need_files, need_path
 from pipelines.features.spec import Column, FeatureSpec, Vocabulary
@@ -42,6 +50,8 @@ class MovieLens1MOptions(DatasetOptions):
     history: int = Field(50, ge=0)
     """For the task ``history``: length of the sequence; 0 leaves it out, for models to be compared with those
     that have it, on the same rows."""
+    skips: int = Field(0, ge=0)
+    """For the task ``history``: length of a second sequence, of the user's earlier movies rated below 4."""
     held_out: float = Field(0.1, gt=0, lt=0.5)
     """For the task ``history``: share of each user's rows, the last ones, that test; as many before them
     validate."""
@@ -133,6 +143,8 @@ class MovieLens1M(Dataset):
         with_history = self.options.task == "history"
         if with_history and self.options.history:
             columns.append(clicked_before("movie_id", self.options.history))
+        if with_history and self.options.skips:
+            columns.append(skipped_before("movie_id", self.options.skips))
         return FeatureSpec(
             label="click",
             user="user_id",

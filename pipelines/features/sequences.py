@@ -143,8 +143,8 @@ def log_histories(
     """
     assert column.from_log is not None
     event = known
-    if column.from_log.where_label:
-        event = event & (staged.numbers(LABEL) == 1)
+    if column.from_log.label is not None:
+        event = event & (staged.numbers(LABEL) == column.from_log.label)
     time = staged.numbers(TIME)
     if asked is None:
         return Histories.of(users, time, event, column.max_length)
@@ -184,8 +184,8 @@ def add_histories(spec: FeatureSpec, log: pl.DataFrame, *, source: str = "log") 
         values = log[c.column]
         canonical = canonical_series(values, type_of(values.dtype) or "text")
         event = canonical.is_not_null().to_numpy()
-        if c.from_log is not None and c.from_log.where_label:
-            event = event & (log[spec.label].cast(pl.Float64) == 1).fill_null(False).to_numpy()
+        if c.from_log is not None and c.from_log.label is not None:
+            event = event & (log[spec.label].cast(pl.Float64) == c.from_log.label).fill_null(False).to_numpy()
         histories = Histories.of(user, time, event, c.max_length)
         places = histories.take(histories.events, slice(None))
         rows = np.repeat(np.arange(len(log)), np.diff(places.offsets))

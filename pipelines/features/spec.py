@@ -84,8 +84,13 @@ class FromLog(_Strict):
 
     column: str
     """The column whose values make the history, usually the item."""
-    where_label: bool = True
-    """Only rows with label 1 (clicks); false takes every row."""
+    rows: Literal["clicks", "skips", "all"] = "clicks"
+    """Rows with label 1, with label 0, or whatever their label."""
+
+    @property
+    def label(self) -> int | None:
+        """The label of the rows that count; None: any."""
+        return {"clicks": 1, "skips": 0, "all": None}[self.rows]
 
 
 class Column(_Strict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -32,7 +32,7 @@ class History(_Strict):
     """How a stored history was made."""
 
     column: str
-    where_label: bool
+    rows: Literal["clicks", "skips", "all"]
     max_length: int
 
 
@@ -138,7 +138,7 @@ class Stored(_Strict):
             held = self.histories.get(name)
             if held is None:
                 continue  # told above
-            if (held.column, held.where_label) != (history.column, history.where_label):
+            if (held.column, held.rows) != (history.column, history.rows):
                 out.append(f"history {name!r} is made of other rows than the model's")
             elif held.max_length < history.max_length:
                 out.append(f"history {name!r} holds {held.max_length} events, the model reads {history.max_length}")
@@ -212,7 +212,7 @@ def key_hash(ids: Sequence[str] | pl.Series) -> np.ndarray:
 def _history(column: Column) -> History:
     assert column.from_log is not None
     source = column.from_log
-    return History(column=source.column, where_label=source.where_label, max_length=column.max_length)
+    return History(column=source.column, rows=source.rows, max_length=column.max_length)
 
 
 def _text(form: str | int | float) -> str:

@@ -47,8 +47,8 @@ def _history(frame: pl.LazyFrame, chosen: pl.DataFrame, spec: FeatureSpec, colum
     assert spec.timestamp is not None
     user, time, value = spec.user, spec.timestamp, column.from_log.column
     log = frame.filter(pl.col(user).is_in(chosen[user].unique().implode()))
-    if column.from_log.where_label:
-        log = log.filter(pl.col(spec.label).cast(pl.Float64) == 1)
+    if column.from_log.label is not None:
+        log = log.filter(pl.col(spec.label).cast(pl.Float64) == column.from_log.label)
     events = log.select(user, pl.col(time).alias("__when__"), pl.col(value).alias("__value__")).collect(
         engine="streaming"
     )

@@ -62,7 +62,7 @@ SPEC = FeatureSpec.model_validate(
                 "kind": "sequence",
                 "table": "hour",
                 "max_length": 3,
-                "from_log": {"column": "hour", "where_label": False},
+                "from_log": {"column": "hour", "rows": "all"},
             },
         ],
     }

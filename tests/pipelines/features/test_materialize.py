@@ -37,7 +37,7 @@ SPEC = FeatureSpec.model_validate(
                 "kind": "sequence",
                 "table": "city",
                 "max_length": 3,
-                "from_log": {"column": "city", "where_label": False},
+                "from_log": {"column": "city", "rows": "all"},
             },
         ],
     }

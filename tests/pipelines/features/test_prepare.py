@@ -45,7 +45,7 @@ SPEC = FeatureSpec.model_validate(
                 "kind": "sequence",
                 "table": "hour",
                 "max_length": 4,
-                "from_log": {"column": "hour", "where_label": False},
+                "from_log": {"column": "hour", "rows": "all"},
             },
         ],
     }

@@ -55,7 +55,13 @@ def test_raw_histories_can_be_sent_as_a_request() -> None:
                     "name": "shown",
                     "kind": "sequence",
                     "table": "ad",
-                    "from_log": {"column": "ad", "where_label": False},
+                    "from_log": {"column": "ad", "rows": "all"},
+                },
+                {
+                    "name": "skipped",
+                    "kind": "sequence",
+                    "table": "ad",
+                    "from_log": {"column": "ad", "rows": "skips"},
                 },
             ],
         }
@@ -71,3 +77,4 @@ def test_raw_histories_can_be_sent_as_a_request() -> None:
     out = add_histories(spec, log)
     assert out["clicked"].to_list() == [[], ["a"], ["a"], ["a"], []]
     assert out["shown"].to_list() == [[], ["a"], ["a", "b"], ["a", "b"], []]
+    assert out["skipped"].to_list() == [[], [], ["b"], ["b"], []]

@@ -47,13 +47,13 @@ def test_columns_go_by_role_and_ids_are_not_stored_twice() -> None:
 
 def test_histories_are_the_users_whatever_their_role() -> None:
     assert "seen" in stored().user.columns  # type: ignore[union-attr]
-    assert stored().histories["seen"].model_dump() == {"column": "ad", "where_label": True, "max_length": 5}
+    assert stored().histories["seen"].model_dump() == {"column": "ad", "rows": "clicks", "max_length": 5}
 
 
 def test_another_definition_is_told_what_is_lacking() -> None:
     columns = spec().model_dump(mode="json")["columns"]
     longer = [*columns[:-1], {**columns[-1], "max_length": 9}]
-    every = [*columns[:-1], {**columns[-1], "from_log": {"column": "ad", "where_label": False}}]
+    every = [*columns[:-1], {**columns[-1], "from_log": {"column": "ad", "rows": "all"}}]
     more = [*columns, {"name": "age", "kind": "numeric", "role": "user"}]
     assert stored().lacks(spec(columns=longer)) == ["history 'seen' holds 5 events, the model reads 9"]
     assert stored(columns=longer).lacks(spec()) == []

@@ -45,8 +45,13 @@ def test_a_history_is_what_came_strictly_before() -> None:
 
 
 def test_a_history_may_hold_every_event() -> None:
-    rows = golden_rows(LOG, spec(where_label=False), rows=6)
+    rows = golden_rows(LOG, spec(rows="all"), rows=6)
     assert rows["past"].to_list() == [None, None, ["a"], ["a", "c"], ["a", "c"], ["d", "e"]]
+
+
+def test_a_history_may_hold_what_was_not_clicked() -> None:
+    rows = golden_rows(LOG, spec(rows="skips"), rows=6)
+    assert rows["past"].to_list() == [None, None, None, ["c"], ["c"], ["c"]]
 
 
 def test_the_last_rows_are_taken_when_there_are_histories() -> None:
