@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -60,7 +60,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}? {listed}" if close else listed
 
 
-def explain(error: ValidationError, model: type[BaseModel], source: str = "", *, under: str = "") -> ConfigError:
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    source: str = "",
+    *,
+    under: str = "",
+    beside: Sequence[str] = (),
+) -> ConfigError:
     """Turn pydantic's complaints into one line that names file, key and remedy.
 
     Args:
@@ -68,6 +75,7 @@ def explain(error: ValidationError, model: type[BaseModel], source: str = "", *,
         model: the model that was validated; unknown keys are compared with its fields.
         source: the file or object, as the user knows it.
         under: the key below which the model stands, for example ``data.options``.
+        beside: keys that may stand beside the model's own fields.
     """
     complaints = error.errors(include_url=False)
     # A misspelt key also leaves the right one missing: the misspelling is what to report.
@@ -78,7 +86,8 @@ def explain(error: ValidationError, model: type[BaseModel], source: str = "", *,
         shown.append(context["discriminator"].strip("'"))
     problem, remedy = _plain(first["type"], context, given, first["msg"])
     if first["type"] == "extra_forbidden":
-        problem, remedy = "unknown key", nearest(str(first["loc"][-1]), _names(models))
+        known = [*_names(models), *(beside if len(first["loc"]) == 1 else ())]
+        problem, remedy = "unknown key", nearest(str(first["loc"][-1]), sorted(known))
     path = ".".join((*((under,) if under else ()), *shown))
     return ConfigError(problem, where=": ".join(part for part in (source, path) if part), remedy=remedy)
 

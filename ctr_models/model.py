@@ -93,7 +93,7 @@ class ModelSpec(BaseModel):
         try:
             return model.Config(**self.options)
         except ValidationError as error:
-            raise explain(error, model.Config, under="model") from None
+            raise explain(error, model.Config, under="model", beside=("name", "gates")) from None
 
     @property
     def all_gates(self) -> dict[str, GateSpec]:

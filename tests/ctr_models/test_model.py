@@ -46,6 +46,7 @@ def test_a_spec_is_read_and_written() -> None:
         ("gdnc", r"unknown model 'gdnc'. did you mean 'gdcn'"),
         ({"cross_layers": 3}, r"^model: a model needs a name"),
         ({"name": "gdcn", "cross_layer": 3}, r"^model.cross_layer: unknown key. did you mean 'cross_layers'"),
+        ({"name": "gdcn", "gatez": {}}, r"^model.gatez: unknown key. did you mean 'gates'"),
         ({"name": "gdcn", "cross_layers": 0}, r"^model.cross_layers: must be at least 1, got 0"),
         ({"name": "gdcn", "form": "paralel"}, r"^model.form: unknown value 'paralel'. did you mean 'parallel'"),
         ({"name": "gdcn", "mlp": {"hiden": [3]}}, r"^model.mlp.hiden: unknown key. did you mean 'hidden'"),
