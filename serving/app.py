@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,26 +16,22 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from ctr_models.errors import RequestError
 from serving import event_routes, open_inference
-from serving.batching import Batcher, Encoded, Late, Limits, Overloaded
+from serving.batching import Batcher, Limits
 from serving.models import Models
 from serving.monitoring import Metrics, Observe
-from serving.online_features import Found, OnlineFeatures, ids_of, open_features, status_for
+from serving.online_features import OnlineFeatures, open_features, status_for
 from serving.schemas import (
     Problems,
-    Question,
     Refused,
     ScoreRequest,
     ScoreResponse,
-    StoredFeatures,
     parse_request,
-    refused_value,
 )
-from serving.scorer import Scorer
+from serving.scoring import Scoring, overloaded
 from serving.security import Guard, Keyring
 from serving.settings import Settings
-from serving.traffic import Decision, Given, Traffic
+from serving.traffic import Traffic
 
 SCORE_PATH = "/v1/score"
 _encode = msgspec.json.Encoder().encode
@@ -146,6 +141,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     metrics: Metrics = app.state.metrics
     features: OnlineFeatures | None = app.state.features
     traffic: Traffic | None = app.state.traffic
+    scoring = Scoring(models, batcher, metrics, features, traffic)
     in_hand = 0
 
     @app.post(
@@ -172,7 +168,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         nonlocal in_hand
         models.scorer(model)  # before a body is read that nobody can answer
         if in_hand >= settings.max_requests:
-            raise _overloaded(0)
+            raise overloaded(0)
         in_hand += 1
         try:
             return await answer(request, model, x_deadline_ms)
@@ -187,26 +183,10 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         if asked.request_id is not None:
             state.request_id = asked.request_id
         state.candidates = len(asked.candidates)
-        slot = asked.model or model
-        decision = Decision(slot) if traffic is None else traffic.decide(asked.user, asked.context, slot)
-        scorer = models.scorer(decision.slot)
-        try:
-            encoded, given, stored = await _encoded(scorer, features, metrics, asked)
-            scores = await batcher.score(scorer, encoded, deadline)
-        except RequestError as error:
-            raise refused_value(error, scorer.columns) from None
-        except Overloaded as error:
-            raise _overloaded(error.seconds) from None
-        except Late:
-            message = "the deadline passed before the request's turn came; nothing was computed"
-            raise Refused.of(504, ("header", "X-Deadline-Ms"), message, "deadline_passed") from None
-        metrics.candidates.inc(len(scores))
-        content = {"scores": scores.tolist(), "model": scorer.card.model_dump(), "request_id": state.request_id}
-        if traffic is not None:
-            content |= await traffic.expose(decision, given, scores, scorer, state.request_id)
-        if stored is not None:
-            content["features"] = stored.model_dump()
-        return Response(_encode(content), media_type="application/json")
+        found = await scoring.answer(
+            asked, slot=asked.model or model, request_id=state.request_id, deadline=deadline
+        )
+        return Response(_encode(found.content()), media_type="application/json")
 
     @app.get("/healthz", summary="The process is alive")
     async def healthz() -> dict[str, str]:
@@ -240,30 +220,6 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _encoded(
-    scorer: Scorer, features: OnlineFeatures | None, metrics: Metrics, asked: Question
-) -> tuple[Encoded, Given, StoredFeatures | None]:
-    """Encode a request, completed from the online feature store; return also what was encoded, and what missed."""
-    given: Given = asked.user, asked.context, asked.candidates
-    if features is None:
-        return scorer.encode(*given), given, None
-    spec = scorer.bundle.state.spec
-    ids = ids_of(spec, *given)
-    begin = time.perf_counter()
-    found = await features.fetch(*ids)
-    seconds = time.perf_counter() - begin
-    try:
-        filled = found.fill(spec, *given)
-        encoded, given = scorer.encode(*filled), filled
-    except RequestError:
-        encoded = scorer.encode(*given)  # raises if it is the request's fault
-        metrics.errors.labels("stored_features").inc()
-        found = Found.nothing(ids[1])
-    stored = found.report(*ids)
-    metrics.looked_up(seconds, stored)
-    return encoded, given, stored
-
-
 def _deadline(given: str | None, arrived: float) -> float:
     """Return the time by ``time.perf_counter()`` until which an answer is of use."""
     if given is None:
@@ -276,12 +232,6 @@ def _deadline(given: str | None, arrived: float) -> float:
         message = f"expected milliseconds, a number above 0, got {given[:40]!r}"
         raise Refused.of(422, ("header", "X-Deadline-Ms"), message, "deadline")
     return arrived + milliseconds / 1000
-
-
-def _overloaded(seconds: float) -> Refused:
-    """Return the refusal of a request for which there is no room; clients come back when there should be."""
-    message = "the server is at its capacity; come back later"
-    return Refused.of(503, (), message, "overloaded", headers={"Retry-After": str(max(1, math.ceil(seconds)))})
 
 
 async def _read(request: Request, limit: int) -> bytes:
