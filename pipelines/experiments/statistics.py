@@ -365,12 +365,13 @@ def _differences(
             low, high = e.interval(level)
             found[name, metric] = Difference(
                 name, controls[name], metric, e.value, low, high, e.p, 1 - level,
-                _verdict(low, high, better[metric]), len(where[name]), clusters, rows,
+                verdict(low, high, better[metric]), len(where[name]), clusters, rows,
             )  # fmt: skip
     return [found[name, metric] for name in challengers for metric in tables]
 
 
-def _verdict(low: float, high: float, more_is_better: bool) -> Verdict:
+def verdict(low: float, high: float, more_is_better: bool) -> Verdict:
+    """Say what an interval of a difference means."""
     if low <= 0 <= high:
         return "noise"
     return "better" if (low > 0) == more_is_better else "worse"
