@@ -26,6 +26,7 @@ from pipelines.features.prepare import EncodedData, prepare
 from pipelines.release.bundle import SCORE, Bundle
 from pipelines.release.golden import golden_rows
 from pipelines.release.promotion import promote
+from pipelines.release.reference import Reference
 from pipelines.release.registry import model_names, register, releases
 from pipelines.release.store import connect, quiet
 from pipelines.training.predict import Predictions, predict
@@ -178,6 +179,7 @@ class Walkthrough:
                 config=plain_config(config.public()),
                 metrics=result.metrics,
                 golden=golden_rows(part.frame, data.state.spec),
+                reference=Reference.of_data(result.model, data),
             )
             kept = {
                 "run_id": result.mlflow_run_id,

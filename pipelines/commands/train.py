@@ -157,6 +157,7 @@ def _release(config: RunConfig, raw: RawData, result: TrainResult, *, once: bool
     from pipelines.config import plain_config
     from pipelines.release.bundle import Bundle
     from pipelines.release.golden import golden_rows
+    from pipelines.release.reference import Reference
 
     test = raw.parts.get("test") or raw.parts["all"]
     bundle = result.run_dir / "bundle"
@@ -168,6 +169,7 @@ def _release(config: RunConfig, raw: RawData, result: TrainResult, *, once: bool
             config=plain_config(config.public()),
             metrics=result.metrics,
             golden=golden_rows(test.frame, result.data.state.spec, rows=GOLDEN_ROWS),
+            reference=Reference.of_data(result.model, result.data),
         )
     version = None
     if config.tracking.enabled:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,16 @@ from pipelines.features.files import atomic_directory, sha256_file, sha256_tree
 from pipelines.features.online import OnlineEncoder
 from pipelines.features.state import FeatureState
 from pipelines.features.transform import encoded_rows, transform
+from pipelines.release.reference import Reference
 
 FORMAT = 1
-MANIFEST, WEIGHTS, FEATURES, GOLDEN, CONFIG = (
+MANIFEST, WEIGHTS, FEATURES, GOLDEN, CONFIG, REFERENCE = (
     "bundle.json",
     "weights.safetensors",
     "features",
     "golden.parquet",
     "config.yaml",
+    "reference.json",
 )
 SCORE = "__score__"
 TOLERANCE = 1e-5
@@ -88,6 +91,11 @@ class Bundle:
         """Raw rows with the scores that this bundle must give them, in column ``__score__``."""
         return pl.read_parquet(self.directory / GOLDEN)
 
+    @cached_property
+    def reference(self) -> Reference | None:
+        """How features and scores were spread in training; None if the bundle does not say."""
+        return Reference.read(self.directory / REFERENCE) if REFERENCE in self.manifest["files"] else None
+
     @classmethod
     def create(
         cls,
@@ -98,6 +106,7 @@ class Bundle:
         config: Mapping[str, Any],
         metrics: Mapping[str, float],
         golden: pl.DataFrame,
+        reference: Reference | None = None,
         created: datetime | None = None,
     ) -> Bundle:
         """Write a bundle, whole or not at all.
@@ -109,6 +118,7 @@ class Bundle:
             config: the run's configuration, as plain values.
             metrics: what the model reached; finite numbers.
             golden: some raw rows, at least one. Columns that the model does not read are dropped.
+            reference: how features and scores were spread in training, which servers compare their traffic with.
             created: for the manifest; now by default. The same inputs and time give the same bytes.
 
         Raises:
@@ -132,6 +142,8 @@ class Bundle:
             save_file(weights, aside / WEIGHTS)
             state.save(aside / FEATURES)
             (aside / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+            if reference is not None:
+                (aside / REFERENCE).write_text(reference.model_dump_json() + "\n", encoding="utf-8")
             manifest: dict[str, Any] = {
                 "format": FORMAT,
                 "created": (created or datetime.now(UTC)).isoformat(timespec="seconds"),
@@ -214,6 +226,7 @@ class Bundle:
         config = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
         bundle = cls(directory, model, state, config, manifest)
         bundle._replay()
+        _ = bundle.reference  # read now: the folder may hold the next bundle later
         return bundle
 
     def score_frame(self, frame: pl.DataFrame, *, source: str = "rows", batch_size: int = 16384) -> np.ndarray:

@@ -13,7 +13,9 @@ import torch
 from ctr_models.model import ModelSpec
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.state import FeatureState
+from pipelines.features.transform import encoded_rows, transform
 from pipelines.release.bundle import Bundle
+from pipelines.release.reference import Reference, model_scores
 
 SPEC = FeatureSpec.model_validate(
     {
@@ -79,6 +81,8 @@ def example_bundle(
         built = ModelSpec.parse(model).build(state.schema())
         for parameter in built.parameters():  # far from zero, so that every input shows in the score
             torch.nn.init.normal_(parameter, std=0.3)
+    built.eval()
+    rows = encoded_rows(transform(state, log.lazy(), source="example").collect(), state.schema())
     return Bundle.create(
         directory,
         model=built,
@@ -86,5 +90,6 @@ def example_bundle(
         config={"name": "example"},
         metrics=metrics or {"test_auc": 0.7, "test_logloss": 0.5},
         golden=log.head(16),
+        reference=Reference.of(rows, model_scores(built, rows)),
         created=datetime(2026, 1, 1, tzinfo=UTC),
     )

@@ -77,6 +77,9 @@ def test_the_bundle_scores_its_golden_rows(trained):
     assert len(bundle.golden) == 64
     assert bundle.metrics == pytest.approx(result["metrics"])
     assert bundle.config["name"] == "tiny"
+    assert bundle.reference is not None
+    assert set(bundle.reference.fields) == {f.name for f in bundle.state.schema().fields}
+    assert sum(bundle.reference.scores.shares) == pytest.approx(1)
 
 
 def test_a_repeated_job_neither_trains_nor_registers_again(trained, file):

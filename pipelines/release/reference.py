@@ -1,0 +1,179 @@
+"""The reference of a Bundle: how features and scores were spread, to tell how far live traffic is off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ctr_models.batch import EncodedRows
+from ctr_models.errors import ArtifactError
+from ctr_models.model import CTRModel
+from pipelines.features.encoders import FIRST, MISSING, UNKNOWN
+from pipelines.features.transform import encoded_rows
+
+if TYPE_CHECKING:
+    from pipelines.features.prepare import EncodedData
+
+GROUPS = 10
+ROWS = 20_000
+"""Of a split that are looked at."""
+FLOOR = 1e-4
+"""A share below this counts as this: what was never seen would be infinitely far away."""
+_CHUNKS = 8
+
+Shares = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
+
+
+class Spread(BaseModel):
+    """How values fall into groups.
+
+    Args:
+        edges: rising; a value equal to an edge is in the group above it.
+        shares: of each group, one more than edges.
+
+    Example:
+        >>> spread = Spread.of(np.array([1.0, 2.0, 3.0, 4.0]), np.array([3.0]))
+        >>> spread.shares, spread.counts(np.array([5.0, 6.0, 0.0])).tolist()
+        ([0.5, 0.5], [1, 2])
+        >>> spread.psi(np.array([50, 50])), round(spread.psi(np.array([80, 20])), 3)
+        (0.0, 0.416)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    edges: list[float]
+    shares: Shares
+
+    @model_validator(mode="after")
+    def _fits(self) -> Spread:
+        if len(self.shares) != len(self.edges) + 1 or any(np.diff(self.edges) <= 0):
+            raise ValueError("edges must rise, and shares be one more")
+        return self
+
+    @classmethod
+    def of(cls, values: np.ndarray, edges: np.ndarray) -> Spread:
+        """Measure values, (N,), at least one."""
+        edges = np.unique(edges.astype(np.float64))
+        counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
+        return cls(edges=edges.tolist(), shares=(counts / len(values)).tolist())
+
+    def counts(self, values: np.ndarray) -> np.ndarray:
+        """Return how many values fall into each group, (G,) int64."""
+        groups = np.searchsorted(np.array(self.edges, dtype=values.dtype), values, side="right")
+        return np.bincount(groups, minlength=len(self.shares))
+
+    def psi(self, counts: np.ndarray) -> float:
+        """Return the population stability index of counts, (G,): :math:`\\sum (p - q) \\ln (p / q)`.
+
+        Under 0.1 little has changed, above 0.25 much has.
+        """
+        p = np.maximum(counts / counts.sum(), FLOOR)
+        q = np.maximum(self.shares, FLOOR)
+        return float(((p - q) * np.log(p / q)).sum())
+
+
+class Reference(BaseModel):
+    """What a model saw when it was trained, and the scores that it gave rows which it had not seen.
+
+    Args:
+        rows: that were looked at.
+        fields: the encoded values of each field; ids of all rows together where a field has several.
+        scores: probabilities.
+
+    Example:
+        >>> from ctr_models import Schema, example_rows
+        >>> rows = example_rows(Schema.of({"ad": 9}, dense=["price"]), rows=100)
+        >>> reference = Reference.of(rows, np.linspace(0, 1, 100))
+        >>> sorted(reference.fields), len(reference.scores.shares)
+        (['ad', 'price'], 10)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    rows: int = Field(ge=1)
+    fields: dict[str, Spread]
+    scores: Spread
+
+    @classmethod
+    def of(cls, rows: EncodedRows, scores: np.ndarray) -> Reference:
+        """Measure encoded rows, at least one, and scores, (N,)."""
+        fields = {}
+        for name, values in columns(rows).items():
+            ids = values.dtype.kind == "i"
+            known = values[values >= FIRST] if ids else values
+            inner = _quantiles(known) if len(known) else np.empty(0)
+            fields[name] = Spread.of(values, np.concatenate([[UNKNOWN, FIRST], inner]) if ids else inner)
+        return cls(rows=len(rows), fields=fields, scores=Spread.of(scores, _quantiles(scores)))
+
+    @classmethod
+    def of_data(cls, model: CTRModel, data: EncodedData) -> Reference:
+        """Measure the training rows of a data set, and a model's scores of its validation rows.
+
+        Args:
+            model: in evaluation mode, on CPU.
+            data: that it was trained on. Some rows serve, spread over each split.
+        """
+        unseen = "valid" if data.rows("valid") else "train"
+        return cls.of(_sample(data, "train"), model_scores(model, _sample(data, unseen)))
+
+    @classmethod
+    def read(cls, path: Path) -> Reference:
+        """Read what :class:`pipelines.release.bundle.Bundle` wrote.
+
+        Raises:
+            ArtifactError: it is none.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ArtifactError(
+                f"not the reference of a bundle ({'.'.join(map(str, first['loc']))}: {first['msg']})",
+                where=str(path),
+                remedy="copy the bundle again from where it was made, or train again",
+            ) from None
+
+
+def columns(rows: EncodedRows) -> Mapping[str, np.ndarray]:
+    """Return each field's values: numbers, float32, or ids, int32; a row without ids counts as a missing one."""
+    found: dict[str, np.ndarray] = {f.name: rows.dense[:, i] for i, f in enumerate(rows.schema.dense)}
+    singles = [f.name for f in rows.schema.sparse if f.kind == "categorical"]
+    found.update(zip(singles, rows.single, strict=True))
+    for name, ragged in rows.ragged.items():
+        empty = int(np.count_nonzero(np.diff(ragged.offsets) == 0))
+        found[name] = np.concatenate([np.full(empty, MISSING, dtype=np.int32), ragged.values[: ragged.offsets[-1]]])
+    return found
+
+
+def model_scores(model: CTRModel, rows: EncodedRows, *, batch_size: int = 4096) -> np.ndarray:
+    """Return a model's click probabilities of encoded rows, (N,) float32."""
+    import torch
+
+    with torch.inference_mode():
+        parts = [
+            torch.sigmoid(model(rows.batch(slice(i, i + batch_size))).float()).numpy()
+            for i in range(0, len(rows), batch_size)
+        ]
+    return np.concatenate(parts)
+
+
+def _quantiles(values: np.ndarray) -> np.ndarray:
+    """Return the inner edges of groups of equal size, fewer where values repeat."""
+    cuts = np.quantile(values, np.linspace(0, 1, GROUPS + 1)[1:-1], method="higher")
+    return np.unique(cuts)
+
+
+def _sample(data: EncodedData, split: str) -> EncodedRows:
+    """Return some rows, evenly spread over some row groups, themselves evenly spread over a split."""
+    groups = [(path, i) for path in data.files(split) for i in range(pq.ParquetFile(path).metadata.num_row_groups)]
+    chosen = [groups[i] for i in np.unique(np.linspace(0, len(groups) - 1, _CHUNKS).astype(int))]
+    parts = []
+    for path, group in chosen:
+        table = pq.ParquetFile(path).read_row_group(group)
+        step = max(1, -(-table.num_rows * len(chosen) // ROWS))
+        parts.append(table.take(np.arange(0, table.num_rows, step)))
+    return encoded_rows(pa.concat_tables(parts, promote_options="default"), data.state.schema())
