@@ -12,28 +12,22 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import FastAPI, Header, Query, Request, Response
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving import event_routes, open_inference
 from serving.batching import Batcher, Limits
+from serving.limits import BINARY, JSON, Admit, Intake, refusal
 from serving.models import Models
 from serving.monitoring import Metrics, Observe
 from serving.online_features import OnlineFeatures, open_features, status_for
-from serving.schemas import (
-    Problems,
-    Refused,
-    ScoreRequest,
-    ScoreResponse,
-    parse_request,
-)
-from serving.scoring import Scoring, overloaded
+from serving.openapi import SCORE_PATH, describe
+from serving.schemas import Problems, Refused, ScoreResponse, parse_request
+from serving.scoring import Scoring
 from serving.security import Guard, Keyring
 from serving.settings import Settings
 from serving.traffic import Traffic
 
-SCORE_PATH = "/v1/score"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -86,15 +80,17 @@ def create_app(
     app.state.models, app.state.batcher, app.state.metrics = models, batcher, metrics
     app.state.features, app.state.traffic = features, traffic
     keys = None if settings.keys is None else Keyring(settings.keys)
+    intake = _intake(settings)
+    app.add_middleware(Admit, intake=intake, count=lambda kind: metrics.errors.labels(kind).inc())
     app.add_middleware(Guard, keys=keys, metrics=metrics)
     app.add_middleware(Observe, metrics=metrics)
     app.add_exception_handler(Refused, _refuse)
-    _add_routes(app, settings)
-    read = partial(_read, limit=settings.max_body_bytes)
-    open_inference.add_routes(app, models, batcher, read, max_rows=settings.max_candidates)
+    _add_routes(app, settings, intake)
+    tensors = partial(intake.read, types=(JSON, BINARY))
+    open_inference.add_routes(app, models, batcher, tensors, max_rows=settings.max_candidates)
     if traffic is not None:
-        event_routes.add_routes(app, traffic, read)
-    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
+        event_routes.add_routes(app, traffic, intake.read)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
 
 
@@ -106,6 +102,15 @@ def _limits(settings: Settings) -> Limits:
         queue_milliseconds=settings.queue_ms,
         threads=settings.workers,
         inline_milliseconds=settings.inline_ms,
+    )
+
+
+def _intake(settings: Settings) -> Intake:
+    return Intake(
+        requests=settings.max_requests,
+        body_bytes=settings.max_body_bytes,
+        held_bytes=settings.held_bytes,
+        seconds=settings.receive_seconds,
     )
 
 
@@ -135,14 +140,13 @@ async def _live(
     await models.watch()
 
 
-def _add_routes(app: FastAPI, settings: Settings) -> None:
+def _add_routes(app: FastAPI, settings: Settings, intake: Intake) -> None:
     models: Models = app.state.models
     batcher: Batcher = app.state.batcher
     metrics: Metrics = app.state.metrics
     features: OnlineFeatures | None = app.state.features
     traffic: Traffic | None = app.state.traffic
     scoring = Scoring(models, batcher, metrics, features, traffic)
-    in_hand = 0
 
     @app.post(
         SCORE_PATH,
@@ -150,7 +154,6 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         summary="Score the candidates of one request",
         responses={
             404: {"model": Problems, "description": "No such model"},
-            413: {"model": Problems, "description": "The body is too large"},
             422: {"model": Problems, "description": "The request is malformed; `loc` is the path of the field"},
             503: {"model": Problems, "description": "The model is not ready, or the server at its capacity"},
             504: {"model": Problems, "description": "The deadline passed before the request's turn came"},
@@ -165,20 +168,10 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         ] = None,
     ) -> Any:
         """Raw values in, encoded by the definition that encoded the training data; probabilities out."""
-        nonlocal in_hand
         models.scorer(model)  # before a body is read that nobody can answer
-        if in_hand >= settings.max_requests:
-            raise overloaded(0)
-        in_hand += 1
-        try:
-            return await answer(request, model, x_deadline_ms)
-        finally:
-            in_hand -= 1
-
-    async def answer(request: Request, model: str | None, x_deadline_ms: str | None) -> Response:
         state = request.state
         deadline = _deadline(x_deadline_ms, state.arrived)
-        body = await _read(request, settings.max_body_bytes)
+        body = await intake.read(request)
         asked = parse_request(body, max_candidates=settings.max_candidates)
         if asked.request_id is not None:
             state.request_id = asked.request_id
@@ -234,57 +227,7 @@ def _deadline(given: str | None, arrived: float) -> float:
     return arrived + milliseconds / 1000
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    """The body, unless it is longer than allowed; no more than that is ever held."""
-    declared = request.headers.get("content-length", "")
-    parts: list[bytes] = []
-    size = int(declared) if declared.isdigit() and int(declared) > limit else 0
-    if not size:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                break
-            parts.append(part)
-    if size > limit:
-        # What was not read can't be skipped politely, so the connection ends with the answer.
-        message = f"the body is larger than {limit:,} bytes; send fewer candidates a request"
-        raise Refused.of(413, ("body",), message, "too_large", headers={"Connection": "close"})
-    return b"".join(parts)
-
-
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     request.app.state.metrics.errors.labels(error.problems[0].type).inc()
-    content = Problems(detail=error.problems, request_id=request.state.request_id).model_dump()
-    return JSONResponse(content, status_code=error.status, headers=error.headers)
-
-
-def _describe(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI, with an example from the golden rows once there is a model."""
-    if app.openapi_schema is not None:
-        return app.openapi_schema
-    described = get_openapi(
-        title=app.title,
-        version=app.version,
-        description="Click probabilities for the candidates of a request.",
-        routes=app.routes,
-    )
-    schemas = described.setdefault("components", {}).setdefault("schemas", {})
-    schemas["ScoreRequest"] = ScoreRequest.model_json_schema()
-    route = described["paths"][SCORE_PATH]["post"]
-    content = route["requestBody"]["content"]["application/json"]
-    content["schema"] = {"$ref": "#/components/schemas/ScoreRequest"}
-    models: Models = app.state.models
-    if not models.ready:
-        return described
-    scorer = models.scorer()
-    request = scorer.example
-    (scores,) = scorer.run([scorer.encode(**request)])
-    content["example"] = request
-    route["responses"]["200"]["content"]["application/json"]["example"] = {
-        "scores": scores.tolist(),
-        "model": scorer.card.model_dump(),
-        "request_id": "4c1c0ab6d3a84f0c9a4c9f0f4c7f3b52",
-    }
-    app.openapi_schema = described
-    return described
+    return refusal(error, request.scope)

@@ -252,8 +252,8 @@ def _failed(error: Exception) -> Response:
 def _split(body: bytes, header: str | None) -> tuple[dict[str, Any], memoryview]:
     size = len(body)
     if header is not None:
-        if not header.isascii() or not header.isdigit() or int(header) > len(body):
-            raise ProtocolError(f"{HEADER} is {header!r}, the body has {len(body)} bytes")
+        if not header.isascii() or not header.isdigit() or len(header) > 18 or int(header) > len(body):
+            raise ProtocolError(f"{HEADER} is {header[:40]!r}, the body has {len(body)} bytes")
         size = int(header)
     try:
         tree = from_json(body[:size], allow_inf_nan=True)

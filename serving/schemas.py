@@ -15,6 +15,8 @@ from ctr_models.errors import RequestError, nearest
 Path = tuple[str | int, ...]
 SHOWN = 10
 """Problems reported of one request."""
+LONGEST_NAME = 100
+"""Characters of an unknown name that are repeated in an answer."""
 _WANTED = {"dict_type": "an object", "list_type": "a list", "string_type": "text"}
 
 
@@ -94,6 +96,12 @@ class Refused(Exception):
         return cls(status, [Problem(loc=list(path), msg=message, type=kind)], **more)
 
 
+def overloaded(seconds: float) -> Refused:
+    """Return the refusal of a request for which there is no room; clients come back when there should be."""
+    message = "the server is at its capacity; come back later"
+    return Refused.of(503, (), message, "overloaded", headers={"Retry-After": str(max(1, math.ceil(seconds)))})
+
+
 class Question(msgspec.Struct, forbid_unknown_fields=True):
     """A request as it is read; :class:`ScoreRequest` describes it."""
 
@@ -170,7 +178,8 @@ def _check(path: Path, values: Mapping[str, Any], problems: list[Problem]) -> No
 
 
 def _problem(error: ErrorDetails) -> Problem:
-    path, kind, message = list(error["loc"]), error["type"], error["msg"]
+    path = [one[:LONGEST_NAME] if isinstance(one, str) else one for one in error["loc"]]
+    kind, message = error["type"], error["msg"]
     if kind == "extra_forbidden":
         message = _sentence("no such field", nearest(str(path[-1]), ScoreRequest.model_fields))
     elif kind == "missing":

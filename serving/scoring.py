@@ -14,7 +14,7 @@ from serving.batching import Batcher, Encoded, Late, Overloaded
 from serving.models import Models
 from serving.monitoring import Metrics
 from serving.online_features import Found, OnlineFeatures, ids_of
-from serving.schemas import ModelCard, Question, Refused, StoredFeatures, refused_value
+from serving.schemas import ModelCard, Question, Refused, StoredFeatures, overloaded, refused_value
 from serving.scorer import Scorer
 from serving.traffic import Decision, Given, Traffic
 
@@ -118,9 +118,3 @@ class Scoring:
         stored = found.report(*ids)
         self.metrics.looked_up(seconds, stored)
         return encoded, given, stored
-
-
-def overloaded(seconds: float) -> Refused:
-    """Return the refusal of a request for which there is no room; clients come back when there should be."""
-    message = "the server is at its capacity; come back later"
-    return Refused.of(503, (), message, "overloaded", headers={"Retry-After": str(max(1, math.ceil(seconds)))})

@@ -11,19 +11,20 @@ import secrets
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
 
 from ctr_models.errors import ConfigError, explain, nearest
 from pipelines.features.files import atomic_write
+from serving.limits import refusal
 from serving.monitoring import Metrics
-from serving.schemas import Problem, Problems
+from serving.schemas import Refused
 
 log = logging.getLogger("sluice.security")
 
@@ -35,6 +36,8 @@ OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", 
 _PREFIXES: tuple[tuple[str, Scope], ...] = (("/v1/score", "score"), ("/v2/", "score"), ("/v1/events", "events"))
 _TOKEN = re.compile(r"sluice_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 _NOBODY = "0" * 64
+GUESSES = 20
+"""Wrong keys of one address, at once and a minute, that are looked at closely enough to be called wrong."""
 
 
 class Key(BaseModel):
@@ -183,7 +186,11 @@ def _mark(path: Path) -> tuple[int, ...] | None:
 
 
 class Limiter:
-    """Lets each key send ``rate`` requests a second on average, and ``burst`` at once.
+    """Lets each of many send so many requests a second on average, and a burst at once.
+
+    Args:
+        clock: seconds, never going back.
+        most: names kept; of more, those heard of longest ago start afresh.
 
     Example:
         >>> _, key = new_key({"score"}, rate=2, burst=1)
@@ -192,29 +199,38 @@ class Limiter:
         (0.0, 0.5)
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._left: dict[str, tuple[float, float]] = {}  # by key: requests left, and when that was counted
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, most: int = 10_000) -> None:
+        self._clock, self._most = clock, most
+        self._left: dict[str, tuple[float, float]] = {}  # by name: requests left, and when that was counted
 
     def wait(self, key: Key) -> float:
         """Take a request of the key's share and return 0, or return the seconds after which there is one."""
-        if key.rate is None:
-            return 0.0
+        return 0.0 if key.rate is None else self.take(key.id, key.rate, key.burst)
+
+    def take(self, name: str, rate: float, burst: float) -> float:
+        """Do so for anybody's share: ``rate`` requests a second, ``burst`` at once."""
         now = self._clock()
-        left, counted = self._left.get(key.id, (float(key.burst), now))
-        left = min(float(key.burst), left + (now - counted) * key.rate)
-        if left < 1:
-            self._left[key.id] = left, now
-            return (1 - left) / key.rate
-        self._left[key.id] = left - 1, now
-        return 0.0
+        left, counted = self._left.pop(name, (burst, now))
+        left = min(burst, left + (now - counted) * rate)
+        if len(self._left) >= self._most:
+            del self._left[next(iter(self._left))]
+        self._left[name] = left - (left >= 1), now
+        return 0.0 if left >= 1 else (1 - left) / rate
+
+    def owe(self, key: Key, requests: int) -> None:
+        """Count more requests against a key's share, as those of a batch, though they are answered at once."""
+        if key.rate is not None and key.id in self._left:
+            left, counted = self._left[key.id]
+            self._left[key.id] = left - requests, counted
 
 
 class Guard:
     """ASGI middleware: lets a request pass if its key may do what the path asks for.
 
     The key comes as ``Authorization: Bearer <key>`` or ``X-API-Key: <key>``. What no rule names needs ``admin``.
-    A request that is turned away is not read.
+    A request that is turned away is not read. Wrong keys from one address are told so ``GUESSES`` times at once and
+    as often a minute, then only to slow down; a right key is never held up by the wrong ones of others behind the
+    same proxy.
 
     Args:
         app: what is guarded.
@@ -224,44 +240,50 @@ class Guard:
 
     def __init__(self, app: ASGIApp, keys: Keyring | None, metrics: Metrics) -> None:
         self.app, self.keys, self.metrics = app, keys, metrics
-        self.limiter = Limiter()
+        self.limiter, self.guesses = Limiter(), Limiter()
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         if self.keys is None or scope["type"] != "http" or scope["path"] in OPEN:
             await self.app(scope, receive, send)
             return
+        try:
+            key = self._key(self.keys, scope)
+        except Refused as error:
+            self.metrics.errors.labels(error.problems[0].type).inc()
+            await refusal(error, scope, close=True)(scope, receive, send)
+            return
+        if key.rate is not None:
+            scope["state"]["owe"] = partial(self.limiter.owe, key)
+        await self.app(scope, receive, send)
+
+    def _key(self, keys: Keyring, scope: Connection) -> Key:
         headers = Headers(scope=scope)
         kind, _, bearer = headers.get("authorization", "").partition(" ")
         token = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
-        needed = needed_scope(scope["path"])
-        key = self.keys.find(token)
+        key = keys.find(token)
         if key is None:
+            seconds = self.guesses.take((scope.get("client") or ("",))[0], GUESSES / 60, GUESSES) if token else 0.0
+            if seconds:
+                raise _refused(429, "too many wrong keys from this address", "rate_limited", _after(seconds))
             message = "the key is unknown or has expired" if token else "a key is needed"
             message += "; send one as Authorization: Bearer <key>"
-            await self._refuse(scope, receive, send, 401, message, "unauthorized", {"WWW-Authenticate": "Bearer"})
-            return
-        scope.setdefault("state", {})["key"] = key.id
+            raise _refused(401, message, "unauthorized", {"WWW-Authenticate": "Bearer"})
+        scope["state"]["key"] = key.id
+        needed = needed_scope(scope["path"])
         if not key.allows(needed):
-            await self._refuse(scope, receive, send, 403, f"the key lacks scope {needed!r}", "forbidden", {})
-            return
+            raise _refused(403, f"the key lacks scope {needed!r}", "forbidden", {})
         seconds = self.limiter.wait(key)
         if seconds:
-            message = f"more than {key.rate:g} requests a second"
-            after = {"Retry-After": str(math.ceil(seconds))}
-            await self._refuse(scope, receive, send, 429, message, "rate_limited", after)
-            return
-        await self.app(scope, receive, send)
+            raise _refused(429, f"more than {key.rate:g} requests a second", "rate_limited", _after(seconds))
+        return key
 
-    async def _refuse(
-        self, scope: Connection, receive: Receive, send: Send, status: int, message: str, kind: str,
-        headers: dict[str, str],
-    ) -> None:  # fmt: skip
-        self.metrics.errors.labels(kind).inc()
-        problem = Problem(loc=["header", "authorization"], msg=message, type=kind)
-        content = Problems(detail=[problem], request_id=scope["state"]["request_id"]).model_dump()
-        # What was not read can't be skipped politely, so the connection ends with the answer.
-        answer = JSONResponse(content, status_code=status, headers={**headers, "Connection": "close"})
-        await answer(scope, receive, send)
+
+def _refused(status: int, message: str, kind: str, headers: dict[str, str]) -> Refused:
+    return Refused.of(status, ("header", "authorization"), message, kind, headers=headers)
+
+
+def _after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(math.ceil(seconds))}
 
 
 def needed_scope(path: str) -> Scope:

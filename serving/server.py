@@ -18,6 +18,7 @@ from rich.text import Text
 
 from ctr_models.errors import ConfigError
 from serving.app import create_app
+from serving.connections import protocol
 from serving.models import Models
 from serving.settings import Settings
 
@@ -56,6 +57,7 @@ def run(settings: Settings) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
+            http=protocol(seconds=settings.receive_seconds, most=settings.max_connections),
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),

@@ -51,6 +51,13 @@ class Settings(BaseModel):
     max_candidates: int = Field(2000, ge=1)
     """Of one request."""
     max_body_bytes: int = Field(4 * 2**20, ge=1024)
+    """Of one request."""
+    held_bytes: int = Field(2**28, ge=2**16)
+    """Of the bodies of all requests in hand; requests beyond get 503."""
+    receive_seconds: float = Field(10.0, gt=0)
+    """That the head of a request may take to arrive, then its body, and a client to read its answer."""
+    max_connections: int = Field(1000, ge=1)
+    """Of a process; those beyond are closed at once."""
     poll_seconds: float = Field(10.0, ge=0)
     """How often aliases and folders are looked at for a new bundle; 0 never."""
     features: str | None = None

@@ -1,4 +1,4 @@
-"""Databases of events: the embedded one, and a real server."""
+"""Databases of events, the embedded one and a real server; applications over real connections."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 import pytest
+import uvicorn
+
+from serving.connections import protocol
 
 
 class PostgresServer:
@@ -117,3 +123,30 @@ def events_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/events.db"
     return str(request.getfixturevalue("postgres").new_database())
+
+
+@contextmanager
+def _listening(app: Any, **limits: Any) -> Iterator[int]:
+    """Serve an application as ``sluice serve`` does, on a thread; yield its port once it is ready."""
+    options = {"http": protocol(**{"seconds": 30.0, "most": 100, **limits})}
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, **options))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    port = listener.getsockname()[1]
+    try:
+        end = time.monotonic() + 60
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            while not server.started or client.get("/readyz").status_code != 200:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def listening() -> Callable[..., AbstractContextManager[int]]:
+    """A function that serves an application over real connections."""
+    return _listening

@@ -1,0 +1,144 @@
+"""Connections within limits: heads that are too large or too slow, clients that do not read, too many of them.
+
+uvicorn's protocol for HTTP/1.1 leaves these to a proxy; a server that is reached directly needs them itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_BYTES = 32 * 1024
+"""Of a request's line and headers."""
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol with limits; :func:`protocol` sets them.
+
+    Attributes:
+        seconds: that a head may take to arrive, and an answer to be read.
+        most: connections of the process; those beyond are closed at once.
+    """
+
+    seconds = 10.0
+    most = 1000
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer: asyncio.TimerHandle | None = None  # until which what is being sent must be here
+        self._unread: asyncio.TimerHandle | None = None  # until which the client must read
+        self._head, self._size = True, 0  # whether a head is awaited, and bytes since the last request's end
+        self._status = 400
+        if len(self.connections) > self.most:
+            transport.abort()
+            return
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._size += len(data)
+        super().data_received(data)
+        if not self._size or self.transport.is_closing():
+            return
+        if self._head and self._size > HEAD_BYTES:
+            self._end(431)
+        elif self._timer is None and (self._head or self.cycle.response_complete):
+            self._arm()
+
+    def on_headers_complete(self) -> None:
+        """Hand the request over, unless its head is too large."""
+        if self._size > HEAD_BYTES and len(self.url) + sum(map(_length, self.headers)) > HEAD_BYTES:
+            self._status = 431
+            raise ValueError("the head is too large")  # the parser stops, and send_400_response is called
+        self._head = False
+        self._disarm()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Await the next head."""
+        super().on_message_complete()
+        self._head, self._size = True, 0
+        self._disarm()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say that this is no HTTP, or too much of it."""
+        self._end(self._status)
+
+    def pause_writing(self) -> None:
+        """Wait for the client to read, but not for ever."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """End an idle connection, with what its client did not read."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _arm(self) -> None:
+        self._timer = self.loop.call_later(self.seconds, self._late)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        if self._head:
+            self._end(408)
+        else:
+            self.transport.close()  # a body that nobody waits for: its request is answered
+
+    def _end(self, status: int) -> None:
+        """Answer what never became a request, and close the connection."""
+        self._disarm()
+        if self.transport.is_closing():
+            return
+        message, kind = _PROBLEMS[status]
+        content: dict[str, Any] = {"detail": [{"loc": ["header"], "msg": message, "type": kind}], "request_id": ""}
+        body = json.dumps(content).encode()
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+_PROBLEMS = {
+    400: ("this is no HTTP/1.1 request", "http_invalid"),
+    408: ("the head of the request did not arrive in time", "too_slow"),
+    431: (f"the request's line and headers are larger than {HEAD_BYTES:,} bytes", "head_too_large"),
+}
+
+
+def _length(header: tuple[bytes, bytes]) -> int:
+    return len(header[0]) + len(header[1])
+
+
+def protocol(*, seconds: float, most: int) -> type[Connection]:
+    """Return the protocol with these limits, for ``uvicorn.Config(http=...)``.
+
+    Args:
+        seconds: of :class:`Connection`.
+        most: likewise.
+
+    Example:
+        >>> protocol(seconds=1.5, most=10).seconds
+        1.5
+    """
+    return type("Connection", (Connection,), {"seconds": seconds, "most": most})

@@ -1,0 +1,74 @@
+"""The server's description of itself: every status that it may answer, and an example that works."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from serving.models import Models
+from serving.schemas import Problems, ScoreRequest
+from serving.security import OPEN
+
+SCORE_PATH = "/v1/score"
+_PROBLEMS = {"application/json": {"schema": {"$ref": "#/components/schemas/Problems"}}}
+GUARDED = {
+    401: "No key, or a wrong one",
+    403: "The key lacks the scope, or a web page of another origin asks",
+    429: "More requests than the key may send, or too many wrong keys; `Retry-After` says when to come back",
+}
+"""What may be answered wherever a key is needed."""
+WITH_BODY = {
+    403: "A web page of another origin asks",
+    408: "The body did not arrive in time",
+    413: "The body is too large",
+    415: "The body is of a type, or in an encoding, that is not taken",
+    503: "The server is at its capacity; `Retry-After` says when to come back",
+}
+"""What may be answered wherever a body is read."""
+ALWAYS = {
+    400: "This is no HTTP/1.1 request",
+    408: "The head of the request did not arrive in time",
+    431: "The head of the request is too large",
+    500: "An error inside; the server's log tells of it under the request's id",
+}
+"""What may be answered to anything."""
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """Return OpenAPI, with an example from the golden rows once there is a model."""
+    if app.openapi_schema is not None:
+        return app.openapi_schema
+    described = get_openapi(
+        title=app.title,
+        version=app.version,
+        description="Click probabilities for the candidates of a request.",
+        routes=app.routes,
+    )
+    schemas = described.setdefault("components", {}).setdefault("schemas", {})
+    schemas["ScoreRequest"] = ScoreRequest.model_json_schema()
+    schemas["Problems"] = Problems.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= schemas["Problems"].pop("$defs", {})
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
+            may = {**ALWAYS, **(WITH_BODY if method == "post" else {}), **({} if path in OPEN else GUARDED)}
+            for status, text in may.items():
+                operation["responses"].setdefault(str(status), {"description": text, "content": _PROBLEMS})
+    route = described["paths"][SCORE_PATH]["post"]
+    content = route["requestBody"]["content"]["application/json"]
+    content["schema"] = {"$ref": "#/components/schemas/ScoreRequest"}
+    models: Models = app.state.models
+    if not models.ready:
+        return described
+    scorer = models.scorer()
+    request = scorer.example
+    (scores,) = scorer.run([scorer.encode(**request)])
+    content["example"] = request
+    route["responses"]["200"]["content"]["application/json"]["example"] = {
+        "scores": scores.tolist(),
+        "model": scorer.card.model_dump(),
+        "request_id": "4c1c0ab6d3a84f0c9a4c9f0f4c7f3b52",
+    }
+    app.openapi_schema = described
+    return described

@@ -1,0 +1,102 @@
+"""What is let in is counted, and what has gone is not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect, Request
+
+from serving.limits import ARROW, JSON, Admit, Intake, content_type, cross_origin
+from serving.schemas import Refused
+
+
+def intake(**change: Any) -> Intake:
+    return Intake(**{"requests": 2, "body_bytes": 100, "held_bytes": 150, "seconds": 5.0, **change})
+
+
+def request(*parts: bytes, hang: bool = False, **headers: str) -> Request:
+    """A request whose body comes in parts, and perhaps never ends."""
+    messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive() -> Any:
+        if hang and len(messages) == 1:
+            await asyncio.sleep(60)
+        return messages.pop(0)
+
+    given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": given, "state": {"request_id": "r"}}
+    return Request(scope, receive)
+
+
+def refused(door: Intake, one: Request) -> tuple[int, str]:
+    with pytest.raises(Refused) as caught:
+        asyncio.run(door.read(one))
+    return caught.value.status, caught.value.problems[0].type
+
+
+def test_a_body_is_read_whole() -> None:
+    door = intake()
+    assert asyncio.run(door.read(request(b"ab", b"c", content_type="application/json"))) == b"abc"
+    assert door.held == 3
+
+
+def test_too_large_too_slow_too_much() -> None:
+    assert refused(intake(), request(b"x" * 60, b"x" * 60)) == (413, "too_large")
+    assert refused(intake(), request(content_length="101")) == (413, "too_large")
+    assert refused(intake(seconds=0.05), request(b"x", hang=True)) == (408, "too_slow")
+    door = intake()
+    asyncio.run(door.read(request(b"x" * 90)))
+    assert refused(door, request(b"x" * 90)) == (503, "overloaded")
+
+
+def test_types_and_encodings() -> None:
+    assert refused(intake(), request(b"x", content_type=ARROW)) == (415, "content_type")
+    assert refused(intake(), request(b"x", content_encoding="br")) == (415, "content_encoding")
+    asyncio.run(intake().read(request(b"x", content_encoding="identity")))
+    assert content_type(request(content_type=ARROW), (JSON, ARROW)) == ARROW
+    assert content_type(request(), (JSON, ARROW)) == JSON
+
+
+@pytest.mark.parametrize("ends", ["well", "error", "gone"])
+def test_what_a_request_held_is_free_when_it_ends(ends: str) -> None:
+    door, seen = intake(), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await door.read(Request(scope, receive))
+        seen.append((door.in_hand, door.held))
+        if ends == "error":
+            raise RuntimeError
+        if ends == "gone":
+            raise ClientDisconnect
+
+    async def run() -> None:
+        one = request(b"x" * 50)
+        await Admit(app, door, lambda kind: None)(one.scope, one.receive, lambda message: None)  # type: ignore
+
+    try:
+        asyncio.run(run())
+    except (RuntimeError, ClientDisconnect):
+        assert ends != "well"
+    assert seen == [(1, 50)]
+    assert (door.in_hand, door.held) == (0, 0)
+
+
+def test_pages_of_this_server_may_ask() -> None:
+    for headers in (
+        {},
+        {"sec_fetch_site": "same-origin", "origin": "http://a", "host": "b"},  # behind a proxy
+        {"sec_fetch_site": "none"},
+        {"origin": "http://localhost:8000", "host": "localhost:8000"},
+    ):
+        assert cross_origin(request(**headers).scope) is None
+    for headers in (
+        {"sec_fetch_site": "same-site"},
+        {"origin": "http://localhost:9000", "host": "localhost:8000"},
+        {"origin": "http://[", "host": "localhost:8000"},
+    ):
+        found = cross_origin(request(**headers).scope)
+        assert found is not None
+        assert found.status == 403
