@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ Row = tuple[str, dict[str, Any]]
 """The name of a table, and values by column."""
 
 EXPERIMENTS, EXPOSURES, EVENTS = "sluice_experiments", "sluice_exposures", "sluice_events"
+ASSIGNMENTS, PAUSES, CLAIMS = "sluice_assignments", "sluice_pauses", "sluice_claims"
 metadata = sa.MetaData()
 experiments = sa.Table(
     EXPERIMENTS,
@@ -45,6 +47,38 @@ exposures = sa.Table(
     sa.Column("content", sa.Text, nullable=False),
 )
 """A request scored by a model; shadow arms are not served. Times are microseconds since 1970."""
+assignments = sa.Table(
+    ASSIGNMENTS,
+    metadata,
+    sa.Column("experiment", sa.String(100), primary_key=True),
+    sa.Column("unit", sa.Text, primary_key=True),
+    sa.Column("time", sa.BigInteger, primary_key=True),
+    sa.Column("exposure_id", sa.String(32), primary_key=True),
+    sa.Column("arm", sa.String(100), nullable=False),
+    sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("shown", sa.Integer, nullable=False),
+    sa.Index("ix_sluice_assignments_request", "request_id", "experiment", "time"),
+    sqlite_with_rowid=False,
+)
+"""An exposure in an experiment: narrow rows in the order of units, so that sums over units are one pass."""
+pauses = sa.Table(
+    PAUSES,
+    metadata,
+    sa.Column("experiment", sa.String(100), primary_key=True),
+    sa.Column("arm", sa.String(100), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("paused", sa.Boolean, nullable=False),
+    sa.Column("time", sa.BigInteger, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+"""Every pause and resumption of an arm; the last holds. Of two writers of one number the first wins."""
+claims = sa.Table(
+    CLAIMS,
+    metadata,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("until", sa.BigInteger, nullable=False),
+)
+"""Who does what only one process need do: nobody else until then."""
 events = sa.Table(
     EVENTS,
     metadata,
@@ -161,9 +195,29 @@ class Database:
             # SQLite goes on writing into a file without a name as if nothing were amiss.
             raise self._unavailable(FileNotFoundError("the file has vanished"))
 
+    def claim(self, name: str, seconds: float) -> bool:
+        """Take a task for some seconds, for all processes that share the database, or tell that another has it.
+
+        Raises:
+            Unavailable: it can't be written now.
+        """
+        now = time.time_ns() // 1000
+        row = self._insert(claims).values(name=name, until=now + round(seconds * 1e6))
+        taken = row.on_conflict_do_update(
+            index_elements=["name"], set_={"until": row.excluded.until}, where=claims.c.until <= now
+        )
+        try:
+            with self.engine.begin() as connection:
+                return bool(connection.execute(taken).rowcount)
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            raise self._unavailable(error) from error
+
     @contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
+    def reading(self, seconds: float | None = None) -> Iterator[sa.Connection]:
         """Give a connection that sees the database as it is at its first query, whatever is written meanwhile.
+
+        Args:
+            seconds: that a query may take on a server; None: ten, as everything else.
 
         Raises:
             Unavailable: it can't be reached now.
@@ -172,7 +226,10 @@ class Database:
             with self.engine.connect() as connection:
                 if self._path is None:
                     connection = connection.execution_options(isolation_level="REPEATABLE READ")
-                yield connection.execution_options(reads=True)
+                connection = connection.execution_options(reads=True)
+                if self._path is None and seconds is not None:
+                    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {round(1000 * seconds)}")
+                yield connection
         except (sa.exc.SQLAlchemyError, OSError) as error:
             raise self._unavailable(error) from error
 

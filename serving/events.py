@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from ctr_models.errors import ArtifactError
-from serving.database import EXPOSURES, Database, Row, Unavailable, Unfit
+from serving.database import ASSIGNMENTS, EXPOSURES, Database, Row, Unavailable, Unfit
 from serving.router import Assignment, order, unit_text
 from serving.schemas import ModelCard
 from serving.spool import Spool, SpoolFull
@@ -47,6 +47,11 @@ class Status:
         spooled_bytes: waiting on disk for the database.
         waiting: rows in memory that no caller was told of yet.
         refused: rows from the spool that the database refused, kept in its file ``refused.jsonl``.
+        lag_seconds: for how long the oldest row in the spool has waited.
+        stored: rows that the database took, since the start.
+        spooled: rows that the spool took.
+        replayed: rows that went from the spool to the database.
+        lost: rows whose callers were told that they are not kept.
     """
 
     state: str
@@ -54,6 +59,11 @@ class Status:
     spooled_bytes: int
     waiting: int
     refused: int
+    lag_seconds: float
+    stored: int
+    spooled: int
+    replayed: int
+    lost: int
 
 
 class EventStore:
@@ -93,7 +103,8 @@ class EventStore:
         self._most_waiting, self._retry_seconds = most_waiting, retry_seconds
         self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._waiting = self._refused = 0
+        self._waiting = self._refused = self._stored = self._spooled = self._replayed = self._lost = 0
+        self._oldest = time.time()  # of what waits in the spool
         self._closing = self._created = False
         self._reason = self._full = ""
         self._retry_at = 0.0
@@ -112,8 +123,10 @@ class EventStore:
         future.set_running_or_notify_cancel()  # a caller that goes away takes nothing back
         with self._lock:
             if self._closing:
+                self._lost += len(rows)
                 future.set_exception(NotStored("the store is closing"))
             elif self._waiting + len(rows) > self._most_waiting:
+                self._lost += len(rows)
                 future.set_exception(NotStored(f"{self._waiting:,} rows wait to be written already"))
             else:
                 self._waiting += len(rows)
@@ -134,7 +147,18 @@ class EventStore:
         spooled = sum(spool.pending for spool in (self._own, *self._left))
         state = "full" if self._full else "buffering" if spooled or self._reason else "ready"
         reason = self._full or self._reason or ("rows from the spool are being written" if spooled else "")
-        return Status(state, reason, spooled, self._waiting, self._refused)
+        return Status(
+            state,
+            reason,
+            spooled_bytes=spooled,
+            waiting=self._waiting,
+            refused=self._refused,
+            lag_seconds=max(0.0, time.time() - self._oldest) if spooled else 0.0,
+            stored=self._stored,
+            spooled=self._spooled,
+            replayed=self._replayed,
+            lost=self._lost,
+        )
 
     def close(self) -> None:
         """Write what was taken, and stop. What waits in the spool stays there for the next start."""
@@ -207,8 +231,11 @@ class EventStore:
         return []
 
     def _spool(self, batch: list[Waiting]) -> None:
+        if not self._spools():
+            self._oldest = time.time()
+        records = [_encode(row) for rows, _ in batch for row in rows]
         try:
-            self._own.append([_encode(row) for rows, _ in batch for row in rows])
+            self._own.append(records)
         except SpoolFull as error:
             if len(batch) > 1:  # where room is short, small ones may still fit
                 for one in batch:
@@ -220,6 +247,7 @@ class EventStore:
             self._resolve(batch, NotStored(self._full))
         else:
             self._full = ""
+            self._spooled += len(records)
             self._resolve(batch)
 
     def _replay(self) -> None:
@@ -247,6 +275,8 @@ class EventStore:
                     self._refused += 1
                     with open(spool.folder / "refused.jsonl", "ab") as file:
                         file.write(_encode([*row, str(error)]) + b"\n")
+        self._replayed += len(rows)
+        self._oldest = min(row.get("received", row["time"]) for _, row in rows) / 1e6  # those behind are younger
         spool.replayed()
         if not self._spools():
             log.info("the database has all that waited in the spool")
@@ -256,6 +286,7 @@ class EventStore:
             self.database.create()
             self._created = True
         self.database.insert(rows)
+        self._stored += len(rows)
         self._reason = self._full = ""
 
     def _away(self, error: Unavailable) -> None:
@@ -268,8 +299,10 @@ class EventStore:
         return [spool for spool in (*self._left, self._own) if spool.pending]
 
     def _resolve(self, batch: Sequence[Waiting], error: Exception | None = None) -> None:
+        count = sum(len(rows) for rows, _ in batch)
         with self._lock:
-            self._waiting -= sum(len(rows) for rows, _ in batch)
+            self._waiting -= count
+            self._lost += 0 if error is None else count
         for _, future in batch:
             if error is None:
                 future.set_result(None)
@@ -366,3 +399,25 @@ def exposure(
         "gates": _encode(card.gates).decode(),
         "content": _encode(content).decode(),
     }
+
+
+def assigned(
+    row: Row, assignments: Sequence[Assignment], shown: int, *, shadow: tuple[str, str] | None = None
+) -> list[Row]:
+    """Return a row for each experiment that an exposure is in: what live results are summed from.
+
+    Args:
+        row: the exposure.
+        assignments: the experiments that the request is in.
+        shown: how many candidates.
+        shadow: experiment and arm, of a model that scored and did not serve.
+    """
+    _, exposed = row
+    kept = {name: exposed[name] for name in ("exposure_id", "time", "request_id")}
+    arms = [(a.experiment, a.arm.name, a.unit) for a in assignments]
+    if shadow is not None:
+        arms = [(*shadow, unit) for experiment, _, unit in arms if experiment == shadow[0]]
+    return [
+        (ASSIGNMENTS, {**kept, "experiment": experiment, "arm": arm, "unit": unit, "shown": shown})
+        for experiment, arm, unit in arms
+    ]

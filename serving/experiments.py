@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +15,7 @@ import sqlalchemy as sa
 
 from ctr_models.errors import ConfigError, nearest
 from pipelines.experiments.experiment import Experiment, Online
-from serving.database import EXPERIMENTS, Database, experiments
+from serving.database import EXPERIMENTS, PAUSES, Database, experiments, pauses
 from serving.router import Router
 
 log = logging.getLogger("sluice.experiments")
@@ -21,6 +23,23 @@ log = logging.getLogger("sluice.experiments")
 
 class Conflict(Exception):
     """An experiment can't be stored beside the others, or in place of its own earlier version."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Why an arm serves nobody, or does so again.
+
+    Args:
+        paused: whether it is paused from then on.
+        at: when, in microseconds since 1970.
+        reason: for people.
+        number: how many there were of this arm, this one included.
+    """
+
+    paused: bool
+    at: int
+    reason: str
+    number: int
 
 
 class Experiments:
@@ -46,6 +65,7 @@ class Experiments:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: dict[str, tuple[int, Experiment]] = {}
+        self._pauses: dict[tuple[str, str], Pause] = {}
         self.router = Router(())
 
     def refresh(self) -> None:
@@ -61,9 +81,14 @@ class Experiments:
                 found[name] = known if known and known[0] == version else (version, _read(body))
             except ConfigError as error:  # of a later release, perhaps: the others go on
                 log.error("experiment %s, version %d, can't be read: %s", name, version, error)
-        if found != self._known:
-            self._known = found
-            self.router = Router(experiment for _, experiment in found.values())
+        paused = {
+            (row.experiment, row.arm): Pause(row.paused, row.time, row.reason, row.number)
+            for row in self._database.rows(sa.select(pauses).order_by(pauses.c.number))
+        }
+        if found != self._known or paused != self._pauses:
+            self._known, self._pauses = found, paused
+            shut = {arm for arm, pause in paused.items() if pause.paused}
+            self.router = Router((experiment for _, experiment in found.values()), shut)
 
     def put(self, experiment: Experiment, *, at: datetime | None = None) -> int:
         """Store an experiment, or a new version of one, and deal by it from now on.
@@ -106,6 +131,59 @@ class Experiments:
             raise Conflict(f"somebody else stored version {version + 1} of {experiment.name!r} at the same time")
         return version + 1
 
+    def pause(self, name: str, arm: str, reason: str) -> Pause:
+        """Let the control serve an arm's units until :meth:`resume`; one that is paused stays as it is.
+
+        Raises:
+            ConfigError: no such experiment or arm, or none that could be paused.
+            Unavailable: the database can't be written now.
+        """
+        return self._set(name, arm, True, reason)
+
+    def resume(self, name: str, arm: str, reason: str = "") -> Pause:
+        """Let an arm serve its units again; results begin anew.
+
+        Raises:
+            ConfigError, Unavailable: as :meth:`pause`.
+        """
+        return self._set(name, arm, False, reason)
+
+    def _set(self, name: str, arm: str, paused: bool, reason: str) -> Pause:
+        self.refresh()
+        experiment = self.get(name)
+        live = [one for one in experiment.stages()[0] if one != experiment.control]
+        if arm not in live:
+            raise ConfigError(
+                f"no arm {arm!r} that could be paused", where=f"experiment {name!r}", remedy=nearest(arm, live)
+            )
+        last = self._pauses.get((name, arm), Pause(False, 0, "", 0))
+        if last.paused != paused:
+            made = {"paused": paused, "time": time.time_ns() // 1000, "reason": reason, "number": last.number + 1}
+            self._database.insert([(PAUSES, {"experiment": name, "arm": arm, **made})])
+            self.refresh()
+            last = self._pauses[name, arm]
+            log.warning("experiment %s: arm %s is %s: %s", name, arm, "paused" if paused else "resumed", reason)
+        return last
+
+    def paused(self, name: str) -> dict[str, Pause]:
+        """Return the last pause, or resumption, of each arm that ever had one."""
+        return {arm: pause for (experiment, arm), pause in self._pauses.items() if experiment == name}
+
+    def versions(self, name: str) -> list[tuple[int, datetime, Experiment]]:
+        """Return every version that can be read: number, when it was stored, and the experiment.
+
+        Raises:
+            Unavailable: the database can't be read now.
+        """
+        query = sa.select(experiments.c.version, experiments.c.created, experiments.c.body)
+        found = []
+        for version, created, body in self._database.rows(
+            query.where(experiments.c.name == name).order_by(experiments.c.version)
+        ):
+            with suppress(ConfigError):  # of another release; refresh has told
+                found.append((version, datetime.fromtimestamp(created / 1e6, UTC), _read(body)))
+        return found
+
     def get(self, name: str) -> Experiment:
         """Return an experiment.
 
@@ -117,12 +195,17 @@ class Experiments:
         return self._known[name][1]
 
     def list(self, *, at: datetime | None = None) -> list[dict[str, Any]]:
-        """Return what is known of each: name, version, state, shares in force, and the experiment itself."""
+        """Return what is known of each: version, state, shares in force, paused arms, and the experiment itself."""
         now = at or datetime.now(UTC)
         return [
-            {"version": version, "state": state(experiment, now), "shares": shares(experiment, now)}
-            | {"experiment": experiment.to_tree()}
-            for _, (version, experiment) in sorted(self._known.items())
+            {
+                "version": version,
+                "state": state(experiment, now),
+                "shares": shares(experiment, now),
+                "paused": {arm: pause.reason for arm, pause in self.paused(name).items() if pause.paused},
+                "experiment": experiment.to_tree(),
+            }
+            for name, (version, experiment) in sorted(self._known.items())
         ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -18,6 +18,8 @@ from pipelines.features.hashing import stable_hash, text_hash
 
 POINTS = 2**32
 """Units fall on so many points; arms own ranges of them."""
+LONGEST_ID = 256
+"""Characters of a unit's or an item's id."""
 
 
 def point(unit: str, salt: str) -> int:
@@ -134,6 +136,7 @@ class Assignment:
         arm: that serves it.
         shadows: arms that score the request as well, and serve nobody.
         epsilon: share of requests to be answered in random order.
+        counted: False for a unit of a paused arm: the control serves it, outside the experiment.
     """
 
     experiment: str
@@ -141,6 +144,7 @@ class Assignment:
     arm: Arm
     shadows: tuple[Arm, ...]
     epsilon: float
+    counted: bool = True
 
 
 class Router:
@@ -148,6 +152,7 @@ class Router:
 
     Args:
         experiments: those with an online part are dealt; in the order of their names.
+        paused: experiments and arms whose units the control serves.
 
     Example:
         >>> from datetime import UTC
@@ -160,8 +165,12 @@ class Router:
         ()
     """
 
-    def __init__(self, experiments: Iterable[Experiment]) -> None:
-        self._dealers = [_Dealer(e, e.online) for e in sorted(experiments, key=lambda e: e.name) if e.online]
+    def __init__(self, experiments: Iterable[Experiment], paused: Collection[tuple[str, str]] = ()) -> None:
+        self._dealers = [
+            _Dealer(e, e.online, {arm for name, arm in paused if name == e.name})
+            for e in sorted(experiments, key=lambda e: e.name)
+            if e.online
+        ]
 
     def assign(
         self, columns: Mapping[str, Any], *, at: datetime, model: str | None = None
@@ -180,8 +189,8 @@ class Router:
 class _Dealer:
     """One experiment, made ready for many requests."""
 
-    def __init__(self, experiment: Experiment, online: Online) -> None:
-        self._experiment, self._online = experiment, online
+    def __init__(self, experiment: Experiment, online: Online, paused: Collection[str]) -> None:
+        self._experiment, self._online, self._paused = experiment, online, paused
         self._arms = {arm.name: arm for arm in experiment.arms}
         self._shadows = tuple(self._arms[name] for name in online.shadow)
         stages = experiment.stages()
@@ -207,6 +216,9 @@ class _Dealer:
             return None
         segments = self._segments[bisect_right(self._times, at)]
         arm = self._arms[segments.arm(point(unit, self._salt))]
+        if arm.name in self._paused:
+            control = self._arms[self._experiment.control]
+            return Assignment(self._experiment.name, unit, control, (), 0.0, counted=False)
         return Assignment(self._experiment.name, unit, arm, self._shadows, online.epsilon)
 
 
@@ -217,8 +229,8 @@ def unit_text(value: Any) -> str | None:
         >>> unit_text(7), unit_text("7"), unit_text(True), unit_text(1.5), unit_text("")
         ('7', '7', None, None, None)
     """
-    if isinstance(value, str):
-        return value if value and "\0" not in value else None  # PostgreSQL's texts hold no NUL
+    if isinstance(value, str):  # PostgreSQL's texts hold no NUL, and its indexes no long ones
+        return value if 0 < len(value) <= LONGEST_ID and "\0" not in value else None
     return str(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64 else None
 
 

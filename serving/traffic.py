@@ -16,7 +16,7 @@ from ctr_models.errors import RequestError
 from pipelines.experiments.experiment import Arm
 from serving.batching import Batcher, Late, Overloaded
 from serving.database import Database, Unavailable
-from serving.events import EventStore, NotStored, exposure
+from serving.events import EventStore, NotStored, assigned, exposure
 from serving.experiments import Experiments
 from serving.models import Models
 from serving.router import Assignment, order
@@ -114,7 +114,8 @@ class Traffic:
                     self._tell(arm.bundle, f"{assignment.experiment}, arm {arm.name}: {arm.bundle} can't be served")
                     continue
                 chosen = found
-            assignments.append(assignment)
+            if assignment.counted:
+                assignments.append(assignment)
         return Decision(chosen or slot, tuple(assignments))
 
     async def expose(
@@ -149,7 +150,7 @@ class Traffic:
             positions=positions,
             propensities=propensities,
         )
-        stored = self.store.submit([row])
+        stored = self.store.submit([row, *assigned(row, decision.assignments, len(scores))])
         if self._settings.exposures == "before" or stored.done():
             try:
                 await asyncio.wrap_future(stored)
@@ -184,7 +185,8 @@ class Traffic:
                 assignments=(assignment,),
                 shadow=(assignment.experiment, arm.name),
             )
-            await self.store.record([row])
+            about = (assignment,), len(scores)
+            await self.store.record([row, *assigned(row, *about, shadow=(assignment.experiment, arm.name))])
         except (Overloaded, Late):
             pass  # who is served goes first
         except (RequestError, NotStored) as error:

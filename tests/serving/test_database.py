@@ -128,3 +128,16 @@ def test_a_server_that_is_away_is_unavailable() -> None:
         database.insert([click("a")])
     with pytest.raises(Unavailable):
         database.rows(sa.select(events))
+
+
+def test_one_of_many_gets_a_task_until_its_time_is_over(either: Database) -> None:
+    assert [either.claim("check", 60), either.claim("check", 60), either.claim("other", 0)] == [True, False, True]
+    assert either.claim("other", 60) and not either.claim("other", 60)
+
+
+def test_a_reader_may_ask_for_more_time(postgres: Any) -> None:
+    database = Database(postgres.new_database())
+    with database.reading(seconds=0.2) as connection, pytest.raises(sa.exc.OperationalError, match="timeout"):
+        connection.execute(sa.text("SELECT pg_sleep(5)"))
+    with database.reading() as connection:
+        assert connection.execute(sa.text("SHOW statement_timeout")).scalar() == "10s"

@@ -22,8 +22,8 @@ import pytest
 import sqlalchemy as sa
 
 from pipelines.experiments.experiment import Arm
-from serving.database import EVENTS, Database, Row, events, exposures
-from serving.events import EventStore, NotStored, exposure
+from serving.database import EVENTS, Database, Row, assignments, events, exposures
+from serving.events import EventStore, NotStored, assigned, exposure
 from serving.export import export
 from serving.router import Assignment
 from serving.schemas import ModelCard
@@ -146,6 +146,24 @@ def test_an_exposure_names_its_experiments_and_shadows() -> None:
     assert (served["experiment"], served["arm"], served["served"], served["unit"]) == ("gates", "open", True, "u1")
     assert (shadow["experiment"], shadow["arm"], shadow["served"]) == ("gates", "deep", False)
     assert json.loads(served["content"])["assignments"] == {"gates": "open", "other": "new"}
+
+
+def test_an_exposure_is_in_each_of_its_experiments_and_a_shadow_in_one(store: EventStore) -> None:
+    dealt = [
+        Assignment(name, unit, Arm(name=arm), (), 0.0)
+        for name, unit, arm in (("gates", "u1", "open"), ("other", "s7", "new"))
+    ]
+    row = shown("r")
+    rows = [*assigned(row, dealt, 2), *assigned(shown("r"), dealt, 2, shadow=("other", "deep"))]
+    for _ in range(2):  # as after a crash: what comes twice is there once
+        store.submit([row, *rows]).result()
+    kept = store.database.rows(sa.select(assignments).order_by(assignments.c.experiment, assignments.c.arm))
+    assert [(k.experiment, k.arm, k.unit, k.shown) for k in kept] == [
+        ("gates", "open", "u1", 2), ("other", "deep", "s7", 2), ("other", "new", "s7", 2)
+    ]  # fmt: skip
+    assert (kept[0].exposure_id, kept[0].time, kept[0].request_id) == tuple(
+        row[1][name] for name in ("exposure_id", "time", "request_id")
+    )
 
 
 def test_a_locked_database_buffers_tells_and_catches_up_in_order(store: EventStore, path: Path) -> None:

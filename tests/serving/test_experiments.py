@@ -154,3 +154,54 @@ def test_mistakes_are_named(kept: Experiments) -> None:
         kept.get("gate")
     with pytest.raises(ConfigError, match=r"experiment 'x': the experiment is offline only\. add online"):
         kept.put(Experiment.from_tree({**experiment("x").to_tree(), "online": None}))
+
+
+def test_a_pause_holds_in_every_process_until_an_explicit_call(kept: Experiments, database: Database) -> None:
+    kept.put(experiment(), at=NOW)
+    other = Experiments(database)
+    first = kept.pause("gates", "gated", "too few clicks")
+    assert kept.pause("gates", "gated", "again") == first == other.pause("gates", "gated", "mine")
+    assert (first.paused, first.reason, first.number) == (True, "too few clicks", 1)
+    for process in (kept, other):
+        assert all(
+            not a.counted
+            for i in range(50)
+            for a in process.router.assign({"user_id": i}, at=NOW)
+            if a.arm.name != "open"
+        )
+        assert process.list()[0]["paused"] == {"gated": "too few clicks"}
+    kept.put(experiment(epsilon=0.1), at=NOW)
+    assert kept.list()[0]["paused"]
+    assert other.resume("gates", "gated").number == 2
+    kept.refresh()
+    assert not kept.list()[0]["paused"]
+    assert {a.arm.name for i in range(50) for a in kept.router.assign({"user_id": i}, at=NOW)} == {"open", "gated"}
+
+
+def test_of_two_that_pause_at_once_the_first_is_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = Experiments(database), Experiments(database)
+    one.put(experiment(), at=NOW)
+    insert = database.insert
+
+    def overtaken(rows: Any) -> None:
+        monkeypatch.setattr(database, "insert", insert)
+        two.pause("gates", "gated", "first")
+        insert(rows)
+
+    monkeypatch.setattr(database, "insert", overtaken)
+    assert one.pause("gates", "gated", "second").reason == "first"
+
+
+def test_only_an_arm_that_takes_units_from_the_control_can_be_paused(kept: Experiments) -> None:
+    kept.put(experiment(), at=NOW)
+    for name, arm in (("gates", "open"), ("gates", "gate"), ("gate", "gated")):
+        with pytest.raises(ConfigError, match="did you mean"):
+            kept.pause(name, arm, "why not")
+
+
+def test_every_version_is_kept_with_its_time(kept: Experiments) -> None:
+    kept.put(experiment(), at=NOW)
+    kept.put(experiment(epsilon=0.1), at=NOW)
+    (one, first, old), (two, second, new) = kept.versions("gates")
+    assert (one, two, old.online.epsilon, new.online.epsilon) == (1, 2, 0, 0.1)  # type: ignore[union-attr]
+    assert first <= second <= datetime.now(UTC)

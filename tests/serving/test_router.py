@@ -180,3 +180,23 @@ def test_random_orders_are_uniform_and_their_propensities_true() -> None:
     orders = np.bincount(shuffled @ [64, 16, 4, 1])
     assert stats.chisquare(orders[orders > 0]).pvalue > RARE and (orders > 0).sum() == 23
     assert (order(scores, epsilon=epsilon, seed="7")[0] == positions[7]).all()
+
+
+def test_units_of_a_paused_arm_are_served_by_the_control_outside_the_experiment_and_nobody_else_moves() -> None:
+    made = [experiment("gates", ("open", "gated", "deep"), online={"epsilon": 0.5}), experiment("other")]
+    before, after = Router(made), Router(made, {("gates", "gated")})
+    moved = 0
+    for i in range(300):
+        old, new = (router.assign({"user_id": i}, at=NOW) for router in (before, after))
+        assert old[1] == new[1]
+        if old[0].arm.name == "gated":
+            moved += 1
+            assert (new[0].arm.name, new[0].counted, new[0].epsilon) == ("open", False, 0.0)
+        else:
+            assert new[0] == old[0] and new[0].counted
+    assert 60 < moved < 140
+
+
+def test_ids_that_no_index_can_hold_are_no_ids() -> None:
+    router = Router([experiment()])
+    assert router.assign({"user_id": "x" * 256}, at=NOW) and not router.assign({"user_id": "x" * 257}, at=NOW)
