@@ -205,10 +205,10 @@ class Database:
         row = self._insert(claims).values(name=name, until=now + round(seconds * 1e6))
         taken = row.on_conflict_do_update(
             index_elements=["name"], set_={"until": row.excluded.until}, where=claims.c.until <= now
-        )
+        ).returning(claims.c.name)
         try:
             with self.engine.begin() as connection:
-                return bool(connection.execute(taken).rowcount)
+                return connection.execute(taken).first() is not None
         except (sa.exc.SQLAlchemyError, OSError) as error:
             raise self._unavailable(error) from error
 
