@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,6 +13,8 @@ from pydantic_core import ErrorDetails, from_json
 from ctr_models.errors import RequestError, nearest
 
 Path = tuple[str | int, ...]
+REQUEST_ID = r"[\x21-\x7e]{1,128}"
+"""What a request may be called."""
 SHOWN = 10
 """Problems reported of one request."""
 LONGEST_NAME = 100
@@ -27,8 +29,15 @@ class ScoreRequest(BaseModel):
     user: dict[str, Any] = Field(default_factory=dict, description="Columns of the user, histories included.")
     context: dict[str, Any] = Field(default_factory=dict, description="Columns of the situation.")
     candidates: list[dict[str, Any]] = Field(min_length=1, description="Columns of each candidate.")
-    request_id: str | None = Field(None, pattern=r"^[\x21-\x7e]{1,128}$", description="Comes back in the answer.")
+    request_id: str | None = Field(None, pattern=f"^{REQUEST_ID}$", description="Comes back in the answer.")
     model: str | None = Field(None, description="The slot whose model shall answer; the server's first without it.")
+
+
+class BatchRequest(BaseModel):
+    """Many requests in one body. Each is answered, or refused, on its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    requests: list[ScoreRequest] = Field(min_length=1)
 
 
 class ModelCard(BaseModel):
@@ -83,6 +92,25 @@ class Problems(BaseModel):
     request_id: str
 
 
+class BatchReply(ScoreResponse):
+    """The answer to one request of a batch, with its status 200."""
+
+    status: Literal[200]
+
+
+class BatchProblems(Problems):
+    """Why one request of a batch was refused, with the status that it would have got alone."""
+
+    status: int
+
+
+class BatchResponse(BaseModel):
+    """The replies, in the order of the requests."""
+
+    replies: list[BatchReply | BatchProblems]
+    request_id: str
+
+
 class Refused(Exception):
     """A request that can't be answered, with the status and the problems to report."""
 
@@ -108,11 +136,18 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
     candidates: list[dict[str, Any]]
     user: dict[str, Any] = {}
     context: dict[str, Any] = {}
-    request_id: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,128}\Z")] | None = None
+    request_id: Annotated[str, msgspec.Meta(pattern=rf"^{REQUEST_ID}\Z")] | None = None
     model: str | None = None
 
 
+class _Batch(msgspec.Struct, forbid_unknown_fields=True):
+    requests: list[msgspec.Raw]
+
+
 _decode = msgspec.json.Decoder(Question).decode
+_decode_batch = msgspec.json.Decoder(_Batch).decode
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse_request(body: bytes, *, max_candidates: int) -> Question:
@@ -127,28 +162,62 @@ def parse_request(body: bytes, *, max_candidates: int) -> Question:
     """
     try:
         request = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _UNREADABLE:
         request = examine(body)
     if not request.candidates:
         examine(body)
     if len(request.candidates) > max_candidates:
-        message = f"{len(request.candidates):,} candidates, at most {max_candidates:,} are allowed"
-        raise Refused.of(422, ("candidates",), message, "too_many_candidates")
+        raise too_many("candidates", len(request.candidates), max_candidates)
     return request
+
+
+def parse_batch(body: bytes, *, max_requests: int, max_candidates: int, most: int) -> list[Question | Refused]:
+    """Read many requests.
+
+    Args:
+        body: JSON, see :class:`BatchRequest`.
+        max_requests: most of them.
+        max_candidates: allowed in each.
+        most: candidates allowed in all together.
+
+    Returns:
+        what each asks, or what is wrong with it.
+
+    Raises:
+        Refused: 422, the body as a whole is none that can be read.
+    """
+    try:
+        requests = _decode_batch(body).requests
+    except _UNREADABLE:
+        requests = []
+    if not requests:
+        _valid(BatchRequest, body)  # says what is wrong
+    if len(requests) > max_requests:
+        raise too_many("requests", len(requests), max_requests)
+    found: list[Question | Refused] = []
+    left = most
+    for one in requests:
+        try:
+            question = parse_request(bytes(one), max_candidates=max_candidates)
+        except Refused as error:
+            found.append(error)
+            continue
+        left -= len(question.candidates)
+        if left < 0:
+            raise too_many("candidates in all", most - left, most)
+        found.append(question)
+    return found
+
+
+def too_many(what: str, count: int, limit: int) -> Refused:
+    """Return the refusal of a request that holds more than it may."""
+    name = what.split()[0]
+    return Refused.of(422, (name,), f"{count:,} {what}, at most {limit:,} are allowed", f"too_many_{name}")
 
 
 def examine(body: bytes) -> Question:
     """Read a request as :func:`parse_request` does, but slowly: able to say what is wrong, field by field."""
-    try:
-        tree = from_json(body, allow_inf_nan=True)
-    except ValueError as error:
-        raise Refused.of(422, ("body",), f"not valid JSON: {error}", "json_invalid") from None
-    if not isinstance(tree, dict):
-        raise Refused.of(422, ("body",), f"expected an object, got {_kind(tree)}", "object_type")
-    try:
-        request = ScoreRequest.model_validate(tree)
-    except ValidationError as error:
-        raise Refused(422, [_problem(e) for e in error.errors()[:SHOWN]]) from None
+    request = _valid(ScoreRequest, body)
     problems: list[Problem] = []
     _check(("user",), request.user, problems)
     _check(("context",), request.context, problems)
@@ -159,6 +228,19 @@ def examine(body: bytes) -> Question:
     if problems:
         raise Refused(422, problems[:SHOWN])
     return Question(**request.model_dump())
+
+
+def _valid(model: type[Model], body: bytes) -> Model:
+    try:
+        tree = from_json(body, allow_inf_nan=True)
+    except ValueError as error:
+        raise Refused.of(422, ("body",), f"not valid JSON: {error}", "json_invalid") from None
+    if not isinstance(tree, dict):
+        raise Refused.of(422, ("body",), f"expected an object, got {_kind(tree)}", "object_type")
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise Refused(422, [_problem(e, model) for e in error.errors()[:SHOWN]]) from None
 
 
 def refused_value(error: RequestError, columns: Collection[str]) -> Refused:
@@ -177,15 +259,15 @@ def _check(path: Path, values: Mapping[str, Any], problems: list[Problem]) -> No
                 problems.append(Problem(loc=place, msg=message, type="finite_number"))
 
 
-def _problem(error: ErrorDetails) -> Problem:
+def _problem(error: ErrorDetails, model: type[BaseModel]) -> Problem:
     path = [one[:LONGEST_NAME] if isinstance(one, str) else one for one in error["loc"]]
     kind, message = error["type"], error["msg"]
     if kind == "extra_forbidden":
-        message = _sentence("no such field", nearest(str(path[-1]), ScoreRequest.model_fields))
+        message = _sentence("no such field", nearest(str(path[-1]), model.model_fields))
     elif kind == "missing":
         message = "required field is missing"
     elif kind == "too_short":
-        message = "no candidates; at least one is needed"
+        message = f"no {path[-1]}; at least one is needed"
     elif kind in _WANTED:
         message = f"expected {_WANTED[kind]}, got {_kind(error['input'])}"
     elif kind == "string_pattern_mismatch":

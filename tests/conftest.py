@@ -27,13 +27,17 @@ settings.load_profile("sluice")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where real data and Airflow are; tests that need them are skipped without."""
+    """Where real data and Airflow are, tests that need them are skipped without; and how long to look for bugs."""
     parser.addoption(
         "--data", type=Path, help="folder with movielens_100k, movielens_1m, frappe …; for tests marked data"
     )
     parser.addoption(
         "--airflow", type=Path, help="virtual environment that holds Airflow; for tests marked airflow"
     )
+    parser.addoption(
+        "--fuzz-examples", type=int, default=150, help="mutated Arrow streams that the server must survive [150]"
+    )
+    parser.addoption("--schemathesis-cases", type=int, default=60, help="cases made of the OpenAPI document [60]")
 
 
 @pytest.fixture(scope="session")

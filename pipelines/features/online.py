@@ -30,6 +30,31 @@ EXACT = 2**53
 _PYTHON: dict[Type, type] = {"integer": int, "float": float, "text": str}
 
 
+class CandidateColumns(Sequence[Mapping[str, Any]]):
+    """Candidates by column, as columnar formats bring them: the encoder reads the columns, and no row is made.
+
+    Args:
+        size: candidates.
+        columns: values by name, one a candidate; None is a value that is given and missing.
+
+    Example:
+        >>> some = CandidateColumns(2, {"ad": ["a", "b"], "price": [1.5, None]})
+        >>> len(some), some[1], list(some)[0]
+        (2, {'ad': 'b', 'price': None}, {'ad': 'a', 'price': 1.5})
+    """
+
+    def __init__(self, size: int, columns: Mapping[str, list[Any]]) -> None:
+        self.size, self.columns = size, columns
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a candidate as a row."""
+        place = range(self.size)[index]
+        return {name: values[place] for name, values in self.columns.items()}
+
+
 class OnlineEncoder:
     """Encodes requests by a FeatureState.
 
@@ -194,7 +219,8 @@ class _Request:
     ) -> None:
         self.user, self.context, self.candidates = user, context, candidates
         self.common = {**user, **context}
-        self.named = set().union(*candidates)
+        self.columns = candidates.columns if isinstance(candidates, CandidateColumns) else None
+        self.named = set().union(*candidates) if self.columns is None else set(self.columns)
         self.hashed: dict[_Part, tuple[Hashed, bool]] = {}
         if not (allowed.issuperset(self.common) and allowed.issuperset(self.named)):
             self._refuse(allowed)
@@ -220,6 +246,8 @@ class _Request:
         common = self.common.get(name)
         if name not in self.named:
             return [common], True
+        if self.columns is not None:
+            return self.columns[name], False
         return [c.get(name, common) for c in self.candidates], False
 
     def path(self, name: str, row: int, same: bool) -> str:
