@@ -1,0 +1,1 @@
+"""Stores that vanish under load and come back: nothing acknowledged is lost, and nobody has to help."""
