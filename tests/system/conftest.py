@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import polars as pl
 import pytest
 
 from pipelines.release.bundle import Bundle
 from pipelines.release.example import example_bundle
 from serving.client import free_port, stop
+from serving.database import Database
+from serving.export import export
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +189,35 @@ def rounds(request: pytest.FixtureRequest) -> Callable[[int], int]:
 def clients() -> type[Clients]:
     """The class: ``with clients(port, requests) as load``."""
     return Clients
+
+
+def _exported(url: str, folder: Path) -> pl.DataFrame:
+    """Return what the export says of each request: rows, and the sum of what its conversions are worth."""
+    database = Database(url)
+    try:
+        export(database, folder / "logs")
+    finally:
+        database.close()
+    rows = pl.scan_parquet(folder / "logs" / "*" / "*.parquet")
+    found = rows.group_by("served_request_id").agg(
+        rows=pl.len(), candidates=pl.col("served_candidate").n_unique(), worth=pl.col("value").sum()
+    )
+    return found.rename({"served_request_id": "request"}).collect()
+
+
+def _once(clients: Clients, url: str, folder: Path) -> None:
+    """Assert that each acknowledged exposure and conversion is in the export exactly once."""
+    found = _exported(url, folder)
+    assert found["rows"].unique().to_list() == [3] and found["candidates"].unique().to_list() == [3]
+    missing = set(clients.scored) - set(found["request"])
+    assert not missing, f"{len(missing)} of {len(clients.scored)} acknowledged exposures are gone"
+    worth = dict(found.select("request", "worth").rows())
+    wrong = {request: worth[request] for request in clients.converted if worth[request] != 1.0}
+    assert not wrong, f"{len(wrong)} of {len(clients.converted)} acknowledged events are not there once: {wrong}"
+    assert max(worth.values()) <= 1.0
+
+
+@pytest.fixture
+def exported_once() -> Callable[[Clients, str, Path], None]:
+    """A check: all that clients had acknowledged is in the export of a database, exactly once."""
+    return _once
