@@ -18,14 +18,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from serving import event_routes, open_inference
 from serving.batching import Batcher, Limits
 from serving.limits import BINARY, JSON, Admit, Intake, refusal
+from serving.logs import Sampler
 from serving.models import Models
-from serving.monitoring import Metrics, Observe
+from serving.monitoring import Metrics
+from serving.observe import Observe
 from serving.online_features import OnlineFeatures, open_features, status_for
 from serving.openapi import SCORE_PATH, describe
 from serving.schemas import Problems, Refused, ScoreResponse, parse_request
 from serving.scoring import Scoring
 from serving.security import Guard, Keyring
 from serving.settings import Settings
+from serving.tracing import Tracing
 from serving.traffic import Traffic
 
 _encode = msgspec.json.Encoder().encode
@@ -58,6 +61,11 @@ def create_app(
     batcher = Batcher(_limits(settings), on_pass=metrics.passed)
     metrics.waiting.set_function(lambda: batcher.waiting_rows)
     traffic = None if settings.events_url is None else Traffic(settings, models, batcher)
+    if traffic is not None:
+        metrics.watch_store(traffic.store)
+    tracing = (
+        None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint, share=settings.trace_share)
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -75,6 +83,8 @@ def create_app(
                     await one.close()
             await asyncio.to_thread(models.close)
             await asyncio.to_thread(batcher.close)
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     app = FastAPI(title="Sluice", version=version("sluice"), lifespan=lifespan, redoc_url=None)
     app.state.models, app.state.batcher, app.state.metrics = models, batcher, metrics
@@ -83,7 +93,7 @@ def create_app(
     intake = _intake(settings)
     app.add_middleware(Admit, intake=intake, count=lambda kind: metrics.errors.labels(kind).inc())
     app.add_middleware(Guard, keys=keys, metrics=metrics)
-    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(Observe, metrics=metrics, sampler=Sampler(settings.log_requests), tracing=tracing)
     app.add_exception_handler(Refused, _refuse)
     _add_routes(app, settings, intake)
     tensors = partial(intake.read, types=(JSON, BINARY))
@@ -172,14 +182,21 @@ def _add_routes(app: FastAPI, settings: Settings, intake: Intake) -> None:
         state = request.state
         deadline = _deadline(x_deadline_ms, state.arrived)
         body = await intake.read(request)
+        state.stages.end("read")
         asked = parse_request(body, max_candidates=settings.max_candidates)
         if asked.request_id is not None:
             state.request_id = asked.request_id
         state.candidates = len(asked.candidates)
         found = await scoring.answer(
-            asked, slot=asked.model or model, request_id=state.request_id, deadline=deadline
+            asked,
+            slot=asked.model or model,
+            request_id=state.request_id,
+            deadline=deadline,
+            stages=state.stages,
         )
-        return Response(_encode(found.content()), media_type="application/json")
+        response = Response(_encode(found.content()), media_type="application/json")
+        state.stages.end("reply")
+        return response
 
     @app.get("/healthz", summary="The process is alive")
     async def healthz() -> dict[str, str]:

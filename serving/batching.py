@@ -7,13 +7,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from ctr_models.batch import EncodedRows
+from serving.stages import Stages
 
 SLOWNESS_MEMORY = 0.9
 """What a new pass leaves of the old estimate of how much slower passes are than they were when measured."""
@@ -73,7 +74,7 @@ class _Job:
     request: Encoded
     deadline: float
     answer: asyncio.Future[np.ndarray]
-    queued: float = field(default_factory=time.perf_counter)
+    stages: Stages | None
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Batcher:
 
     Args:
         limits: of a pass and of the queue.
-        on_pass: called after each pass with its requests, its rows and the seconds that each request waited.
+        on_pass: called after each pass with the number of its requests and of its rows.
 
     Example:
         >>> class Halves:
@@ -123,9 +124,7 @@ class Batcher:
         array([0.5, 0.5])
     """
 
-    def __init__(
-        self, limits: Limits, on_pass: Callable[[int, int, Sequence[float]], None] = lambda *_: None
-    ) -> None:
+    def __init__(self, limits: Limits, on_pass: Callable[[int, int], None] = lambda *_: None) -> None:
         self.limits, self._on_pass = limits, on_pass
         self._queue: deque[_Job] = deque()
         self._rows, self._free, self._woken = 0, limits.threads, False
@@ -139,13 +138,20 @@ class Batcher:
         """Rows that wait for a pass."""
         return self._rows
 
-    async def score(self, scorer: Passes, request: Encoded, deadline: float = float("inf")) -> np.ndarray:
+    async def score(
+        self,
+        scorer: Passes,
+        request: Encoded,
+        deadline: float = float("inf"),
+        stages: Stages | None = None,
+    ) -> np.ndarray:
         """Return the request's scores, (N,) float32.
 
         Args:
             scorer: whose pass it shall be; only requests of the same one share it.
             request: encoded by this scorer.
             deadline: by ``time.perf_counter()``; after it nothing is begun.
+            stages: of the request; the wait and the pass are added.
 
         Raises:
             Overloaded: at once; too much waits already.
@@ -157,7 +163,7 @@ class Batcher:
             if full or wait > self.limits.queue_milliseconds / 1000:
                 raise Overloaded(wait)
         loop = asyncio.get_running_loop()
-        job = _Job(scorer, request, deadline, loop.create_future())
+        job = _Job(scorer, request, deadline, loop.create_future(), stages)
         self._queue.append(job)
         self._rows += len(request)
         if not self._woken:  # after what else is ready in this turn of the loop has been queued too
@@ -240,6 +246,9 @@ class Batcher:
         for job, answer in zip(jobs, answers, strict=True):
             if job.answer.done():
                 continue
+            if job.stages is not None:
+                job.stages.end("queue", begin)
+                job.stages.end("forward", begin + seconds)
             if isinstance(answer, Exception):
                 job.answer.set_exception(answer)
             else:
@@ -248,7 +257,7 @@ class Batcher:
         measured = jobs[0].scorer.seconds(rows)
         if measured > 0:
             self._slowness = SLOWNESS_MEMORY * self._slowness + (1 - SLOWNESS_MEMORY) * seconds / measured
-        self._on_pass(len(jobs), rows, [begin - job.queued for job in jobs])
+        self._on_pass(len(jobs), rows)
 
 
 def _pass(jobs: list[_Job]) -> tuple[list[np.ndarray | Exception], float, float]:

@@ -1,87 +1,91 @@
-"""What can be seen from outside: Prometheus metrics, request ids and one log line a request."""
+"""What can be seen from outside: the Prometheus metrics of an application."""
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-import time
-import uuid
-from collections.abc import MutableMapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
+from prometheus_client import Counter as RareCounter
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from serving.families import Counter, Histogram
 from serving.schemas import ModelCard, StoredFeatures
+from serving.stages import Stages
 
-access_log = logging.getLogger("sluice.access")
-error_log = logging.getLogger("sluice.error")
+if TYPE_CHECKING:
+    from serving.events import EventStore
+    from serving.router import Assignment
 
-_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Metrics:
-    """The metrics of one application, in a registry of its own."""
+    """The metrics of one application, in a registry of its own.
+
+    What counts each request is of :mod:`serving.families`, what counts rare things of ``prometheus_client``.
+    """
 
     def __init__(self) -> None:
+        from serving.drift import Drift
+
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "sluice_requests_total", "Requests answered.", ["route", "status"], registry=self.registry
-        )
+        own = self.registry
+        self.requests = Counter("sluice_requests", "Requests answered.", ["route", "status"], registry=own)
         self.seconds = Histogram(
             "sluice_request_seconds",
             "From the first byte of a request to the last of its answer.",
             ["route"],
-            buckets=_BUCKETS,
-            registry=self.registry,
+            buckets=_SECONDS,
+            registry=own,
         )
-        self.candidates = Counter("sluice_candidates_total", "Candidates scored.", registry=self.registry)
-        self.errors = Counter(
-            "sluice_errors_total", "Requests refused or failed, by reason.", ["reason"], registry=self.registry
+        self.stages = Histogram(
+            "sluice_stage_seconds", "Stages of scored requests.", ["stage"], buckets=_SECONDS, registry=own
+        )
+        self.arms = Histogram(
+            "sluice_arm_seconds",
+            "From a parsed request of an arm to its scores, exposure included.",
+            ["experiment", "arm"],
+            buckets=_SECONDS,
+            registry=own,
+        )
+        self.exposures = Counter(
+            "sluice_arm_exposures", "Requests answered by an arm.", ["experiment", "arm"], registry=own
+        )
+        self.outcomes = Counter(
+            "sluice_arm_events",
+            "Events that name a request of an arm, each counted once.",
+            ["experiment", "arm", "type"],
+            registry=own,
+        )
+        self.candidates = RareCounter("sluice_candidates_total", "Candidates scored.", registry=own)
+        self.errors = RareCounter(
+            "sluice_errors_total", "Requests refused or failed, by reason.", ["reason"], registry=own
         )
         self.model = Gauge(
-            "sluice_model_info",
-            "The models that answer.",
-            ["slot", "name", "version", "hash"],
-            registry=self.registry,
+            "sluice_model_info", "The models that answer.", ["slot", "name", "version", "hash"], registry=own
         )
-        self.loads = Counter(
+        self.loads = RareCounter(
             "sluice_model_loads_total",
             "Bundles that came to answer (swapped) or were refused.",
             ["slot", "result"],
-            registry=self.registry,
+            registry=own,
         )
-        self.pass_rows = Histogram(
-            "sluice_pass_rows", "Candidates of a forward pass.", buckets=_ROWS, registry=self.registry
-        )
+        self.pass_rows = Histogram("sluice_pass_rows", "Candidates of a forward pass.", buckets=_ROWS, registry=own)
         self.pass_requests = Histogram(
-            "sluice_pass_requests", "Requests that share a forward pass.", buckets=_ROWS, registry=self.registry
+            "sluice_pass_requests", "Requests that share a forward pass.", buckets=_ROWS, registry=own
         )
-        self.waited = Histogram(
-            "sluice_queue_seconds", "What a request waits for its pass.", buckets=_BUCKETS, registry=self.registry
-        )
-        self.waiting = Gauge("sluice_queue_rows", "Candidates that wait for a pass.", registry=self.registry)
-        self.features_up = Gauge(
-            "sluice_features_up", "Whether the online feature store answers.", registry=self.registry
-        )
-        self.features_seconds = Histogram(
-            "sluice_features_seconds",
-            "Looking up the features of a request.",
-            buckets=(0.0001, 0.00025, 0.0005, *_BUCKETS),
-            registry=self.registry,
-        )
+        self.waiting = Gauge("sluice_queue_rows", "Candidates that wait for a pass.", registry=own)
+        self.in_hand = Gauge("sluice_requests_in_hand", "Requests that are being answered.", registry=own)
+        self.features_up = Gauge("sluice_features_up", "Whether the online feature store answers.", registry=own)
         self.features_missing = Counter(
-            "sluice_features_missing_total",
-            "Users and items that were asked for and are not stored.",
-            ["of"],
-            registry=self.registry,
-        )
+            "sluice_features_missing", "Users and items that were asked for and are not stored.", ["of"],
+            registry=own,
+        )  # fmt: skip
+        self.drift = Drift(own)
+        ProcessCollector(registry=own)
         self._cards: dict[str, tuple[str, ...]] = {}
 
     def serves(self, slot: str, card: ModelCard) -> None:
@@ -97,74 +101,69 @@ class Metrics:
         """Record that a bundle was refused."""
         self.loads.labels(slot, "refused").inc()
 
-    def passed(self, requests: int, rows: int, waited: Sequence[float]) -> None:
-        """Record a forward pass, and what each of its requests waited for it."""
-        self.pass_requests.observe(requests)
-        self.pass_rows.observe(rows)
-        for seconds in waited:
-            self.waited.observe(seconds)
+    def passed(self, requests: int, rows: int) -> None:
+        """Record a forward pass."""
+        self.pass_requests.observe((), requests)
+        self.pass_rows.observe((), rows)
 
-    def looked_up(self, seconds: float, stored: StoredFeatures) -> None:
-        """Record what the online feature store gave for a request."""
-        self.features_seconds.observe(seconds)
-        self.features_missing.labels("user").inc(stored.missing.user)
-        self.features_missing.labels("item").inc(len(stored.missing.items))
+    def looked_up(self, stored: StoredFeatures) -> None:
+        """Record what the online feature store did not give for a request."""
+        self.features_missing.inc(("user",), stored.missing.user)
+        self.features_missing.inc(("item",), len(stored.missing.items))
+
+    def answered(self, route: str, status: int, seconds: float, stages: Stages) -> None:
+        """Record a request.
+
+        Args:
+            route: its path, with placeholders.
+            status: of the answer.
+            seconds: that it took.
+            stages: of a scored one.
+        """
+        self.requests.inc((route, str(status)))
+        self.seconds.observe((route,), seconds)
+        for stage, begin, end in stages.found:
+            self.stages.observe((stage,), end - begin)
+
+    def served(self, assignments: Sequence[Assignment], seconds: float) -> None:
+        """Record a scored request in the arms that it is counted in, and how long its scoring took."""
+        for one in assignments:
+            arm = one.experiment, one.arm.name
+            self.arms.observe(arm, seconds)
+            self.exposures.inc(arm)
+
+    def watch_store(self, store: EventStore) -> None:
+        """Show how an event store is, whenever somebody looks."""
+        _StoreCollector(self.registry, store)
 
     def exposition(self) -> bytes:
         """Return Prometheus' text format."""
         return generate_latest(self.registry)
 
 
-class Observe:
-    """ASGI middleware: gives every request an id, measures it, logs it, and hides what went wrong inside."""
+class _StoreCollector(Collector):
+    """An event store, as Prometheus families."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, registry: CollectorRegistry, store: EventStore) -> None:
+        self._store = store
+        registry.register(self)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        begin = time.perf_counter()
-        given = Headers(scope=scope).get("x-request-id", "")
-        state: MutableMapping[str, Any] = scope.setdefault("state", {})
-        state["arrived"] = begin
-        state["request_id"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        status = 0
+    def describe(self) -> Iterator[Metric]:
+        """Return the families; asking a store costs nothing."""
+        return self.collect()
 
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = state["request_id"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_with_id)
-        except ClientDisconnect:
-            status = 499  # nginx's number for a client that did not wait; nobody is left to answer
-        except Exception:
-            error_log.exception("request %s failed", state["request_id"])
-            self.metrics.errors.labels("internal").inc()
-            if status:  # the answer has begun; all that is left is to break it off
-                raise
-            content = {"detail": "internal error", "request_id": state["request_id"]}
-            await JSONResponse(content, status_code=500)(scope, receive, send_with_id)
-        finally:
-            self._record(scope, state, status, time.perf_counter() - begin)
-
-    def _record(self, scope: Scope, state: MutableMapping[str, Any], status: int, seconds: float) -> None:
-        # Paths that no route matches share one label, or a scanner would fill the registry.
-        route = getattr(scope.get("route"), "path", "other")
-        self.metrics.requests.labels(route, str(status)).inc()
-        self.metrics.seconds.labels(route).observe(seconds)
-        line = {
-            "request_id": state["request_id"],
-            "method": scope["method"],
-            "route": route,
-            "status": status,
-            "ms": round(seconds * 1000, 2),
-        }
-        if "candidates" in state:
-            line["candidates"] = state["candidates"]
-        access_log.info(json.dumps(line))
+    def collect(self) -> Iterator[Metric]:
+        """Return the families."""
+        status = self._store.status
+        yield GaugeMetricFamily(
+            "sluice_events_up", "Whether the database takes rows.", value=status.state == "ready"
+        )
+        yield GaugeMetricFamily("sluice_events_waiting_rows", "Rows in memory.", value=status.waiting)
+        yield GaugeMetricFamily("sluice_spool_bytes", "On disk, for the database.", value=status.spooled_bytes)
+        yield GaugeMetricFamily(
+            "sluice_spool_lag_seconds", "Age of the oldest row in the spool.", value=status.lag_seconds
+        )
+        yield CounterMetricFamily("sluice_events_stored_rows", "Rows in the database.", value=status.stored)
+        yield CounterMetricFamily("sluice_spooled_rows", "Rows that went to the spool.", value=status.spooled)
+        yield CounterMetricFamily("sluice_replayed_rows", "Rows that left it.", value=status.replayed)
+        yield CounterMetricFamily("sluice_events_lost_rows", "Rows that nothing took.", value=status.lost)

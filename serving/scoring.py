@@ -16,6 +16,7 @@ from serving.monitoring import Metrics
 from serving.online_features import Found, OnlineFeatures, ids_of
 from serving.schemas import ModelCard, Question, Refused, StoredFeatures, overloaded, refused_value
 from serving.scorer import Scorer
+from serving.stages import Stages
 from serving.traffic import Decision, Given, Traffic
 
 
@@ -67,7 +68,13 @@ class Scoring:
         self.features, self.traffic = features, traffic
 
     async def answer(
-        self, asked: Question, *, slot: str | None, request_id: str, deadline: float = math.inf
+        self,
+        asked: Question,
+        *,
+        slot: str | None,
+        request_id: str,
+        deadline: float = math.inf,
+        stages: Stages | None = None,
     ) -> Answer:
         """Score a request.
 
@@ -76,15 +83,18 @@ class Scoring:
             slot: that it names; None: the default.
             request_id: under which it is answered.
             deadline: by ``time.perf_counter()``; after it nothing is computed.
+            stages: of the request, to which those of the answer are added.
 
         Raises:
             Refused: with the status and the problems.
         """
+        stages, begin = stages or Stages(), time.perf_counter()
         decision = Decision(slot) if self.traffic is None else self.traffic.decide(asked.user, asked.context, slot)
         scorer = self.models.scorer(decision.slot)
+        stages.end("decode")
         try:
-            encoded, given, stored = await self._encoded(scorer, asked)
-            scores = await self.batcher.score(scorer, encoded, deadline)
+            encoded, given, stored = await self._encoded(scorer, asked, stages)
+            scores = await self.batcher.score(scorer, encoded, deadline, stages)
         except RequestError as error:
             raise refused_value(error, scorer.columns) from None
         except Overloaded as error:
@@ -96,18 +106,24 @@ class Scoring:
         said: dict[str, Any] = {}
         if self.traffic is not None:
             said = await self.traffic.expose(decision, given, scores, scorer, request_id)
+            stages.end("exposure")
+            self.metrics.served(decision.assignments, time.perf_counter() - begin)
+        self.metrics.drift.saw(decision.slot or self.models.default.name, scorer, encoded, scores)
         return Answer(scores, scorer.card, request_id, said, stored)
 
-    async def _encoded(self, scorer: Scorer, asked: Question) -> tuple[Encoded, Given, StoredFeatures | None]:
+    async def _encoded(
+        self, scorer: Scorer, asked: Question, stages: Stages
+    ) -> tuple[Encoded, Given, StoredFeatures | None]:
         """Encode a request, completed from the online feature store; tell what was encoded, and what missed."""
         given: Given = asked.user, asked.context, asked.candidates
         if self.features is None:
-            return scorer.encode(*given), given, None
+            encoded = scorer.encode(*given)
+            stages.end("encode")
+            return encoded, given, None
         spec = scorer.bundle.state.spec
         ids = ids_of(spec, *given)
-        begin = time.perf_counter()
         found = await self.features.fetch(*ids)
-        seconds = time.perf_counter() - begin
+        stages.end("fetch")
         try:
             filled = found.fill(spec, *given)
             encoded, given = scorer.encode(*filled), filled
@@ -116,5 +132,6 @@ class Scoring:
             self.metrics.errors.labels("stored_features").inc()
             found = Found.nothing(ids[1])
         stored = found.report(*ids)
-        self.metrics.looked_up(seconds, stored)
+        self.metrics.looked_up(stored)
+        stages.end("encode")
         return encoded, given, stored

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import logging
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ctr_models.errors import ConfigError
+from serving import logs
 from serving.app import create_app
 from serving.connections import protocol
 from serving.models import Models
@@ -30,7 +30,7 @@ def run(settings: Settings) -> None:
         ConfigError: the address can't be listened on.
         ArtifactError: the model can't be loaded.
     """
-    _log_to_stderr()
+    logs.set_up(settings.log_format, settings.log_level)
     screen = Console(stderr=True)
     listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
@@ -114,12 +114,3 @@ def _follow(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
-    for name, level in (("sluice", logging.INFO), ("uvicorn.error", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)

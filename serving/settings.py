@@ -13,6 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ctr_models.errors import ConfigError, explain, nearest
 
 PREFIX = "SLUICE_"
+_OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"
+"""OpenTelemetry's own name for the endpoint."""
 _SLOT = re.compile(r"(?P<slot>[\w.-]{1,64})=(?P<source>.+)")
 
 
@@ -92,6 +94,17 @@ class Settings(BaseModel):
     """Requests in hand at once, waiting ones included; those beyond get 503 before they are read."""
     grace_seconds: float = Field(10.0, ge=0)
     """How long requests in flight may take to end once the server is told to stop."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """One JSON object a line, or text; ``auto`` is text on a terminal."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is told; the lines of requests are ``info``."""
+    log_requests: float = Field(1.0, ge=0, le=1)
+    """Share of requests that get a line, chosen by their ids; those that failed inside always get one."""
+    otlp_endpoint: str | None = None
+    """Of an OpenTelemetry collector (OTLP over HTTP, ``http://localhost:4318``); ``OTEL_EXPORTER_OTLP_ENDPOINT``
+    says it too. None: no traces."""
+    trace_share: float = Field(1.0, ge=0, le=1)
+    """Share of traces that begin here; a request that continues one is recorded as its ``traceparent`` says."""
     parent: int | None = Field(None, ge=1)
     """A process to end with, however that ends; whoever starts a server for itself gives its own id."""
 
@@ -127,6 +140,8 @@ class Settings(BaseModel):
                     known = [PREFIX + field.upper() for field in cls.model_fields]
                     raise ConfigError("no such setting", where=variable, remedy=nearest(variable, known))
                 values[name] = text
+        if environment.get(_OTLP):
+            values.setdefault("otlp_endpoint", environment[_OTLP])
         values |= {name: value for name, value in given.items() if value is not None}
         if not values.get("model"):
             raise ConfigError("no model to serve", remedy="give --model models:/name@champion, or set SLUICE_MODEL")

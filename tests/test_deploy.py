@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from serving.database import Database
+from serving.events import EventStore
 from serving.monitoring import Metrics
 from serving.settings import PREFIX, Settings
 
@@ -60,16 +62,52 @@ def test_every_mounted_file_of_ours_exists() -> None:
     assert all((DEPLOY / one).is_file() for one in set(mounted) - made_by_hand)
 
 
-def test_every_metric_of_the_dashboard_exists() -> None:
-    labels = {c._name: set(c._labelnames) for c in Metrics().registry._collector_to_names}
+def expressions() -> list[str]:
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())
+    panels = json.loads(dashboard())["panels"]
+    found = [target["expr"] for panel in panels for target in panel["targets"]]
+    return found + [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """The labels of every metric that a server with all its parts shows."""
+    folder = tmp_path_factory.mktemp("store")
+    metrics = Metrics()
+    with EventStore(Database(f"sqlite:///{folder}/events.db"), folder / "spool") as store:
+        metrics.watch_store(store)
+        collectors = list(metrics.registry._collector_to_names)
+        found = {
+            family.name: set(getattr(family, "_labelnames", None) or getattr(one, "_labelnames", ()))
+            for one in collectors
+            for family in (one.describe() if hasattr(one, "describe") else one.collect())
+        }
+    return {**found, **{name: {"job", "instance"} for name in found if name.startswith("process_")}}
+
+
+def test_every_metric_of_dashboard_and_rules_exists(labels: dict[str, set[str]]) -> None:
     seen = set()
-    for panel in json.loads(dashboard())["panels"]:
-        for target in panel["targets"]:
-            for metric in re.findall(r"sluice_\w+", target["expr"]):
-                family = re.sub(r"_(total|bucket|sum|count)$", "", metric)
-                assert family in labels, metric
-                seen.add(family)
-                by = re.search(r"sum by \(([^)]*)\)", target["expr"])
-                wanted = {w.strip() for w in by.group(1).split(",")} - {"le"} if by else set()
-                assert wanted <= labels[family]
-    assert len(seen) >= 9
+    for expression in expressions():
+        for metric, matchers in re.findall(r"((?:sluice|process)_\w+)(?:\{([^}]*)\})?", expression):
+            family = metric if metric in labels else re.sub(r"_(total|bucket|sum|count)$", "", metric)
+            assert family in labels, metric
+            seen.add(family)
+            wanted = set(re.findall(r"(\w+)=", matchers))
+            for by in re.findall(r"by \(([^)]*)\)", expression):
+                wanted |= {word.strip() for word in by.split(",")} - {"le"}
+            assert wanted <= labels[family], expression
+    unseen = {name for name in labels if name.startswith("sluice_")} - seen
+    assert unseen == {"sluice_events_up", "sluice_events_waiting_rows"}
+
+
+def test_panels_have_places_of_their_own() -> None:
+    panels = json.loads(dashboard())["panels"]
+    assert len({(p["gridPos"]["x"], p["gridPos"]["y"]) for p in panels}) == len(panels)
+    assert len({p["id"] for p in panels}) == len(panels)
+
+
+def test_the_rules_file_is_loaded() -> None:
+    settings = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    volumes = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["prometheus"]["volumes"]
+    (mounted,) = [v.split(":")[1] for v in volumes if v.startswith("./prometheus/rules.yaml:")]
+    assert settings["rule_files"] == [mounted]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import threading
 import time
@@ -251,7 +250,7 @@ def test_an_unexpected_failure_to_load_is_not_told_outside(bundle: Bundle, monke
 def test_one_log_line_a_request(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "sluice.access")
     client.post("/v1/score", json={**body(4), "request_id": "logged"})
-    line = json.loads(caplog.records[-1].message)
+    line = caplog.records[-1].fields  # type: ignore[attr-defined]
     assert (line["request_id"], line["status"], line["route"], line["candidates"]) == (
         "logged",
         200,

@@ -219,15 +219,15 @@ def test_what_is_late_or_gone_is_not_computed() -> None:
 
 
 def test_a_pass_tells_of_itself() -> None:
-    told: list[tuple[int, int, int]] = []
+    told: list[tuple[int, int]] = []
 
     async def run() -> None:
-        batcher = Batcher(Limits(), on_pass=lambda n, rows, waited: told.append((n, rows, len(waited))))
+        batcher = Batcher(Limits(), on_pass=lambda n, rows: told.append((n, rows)))
         await asyncio.gather(*(batcher.score(Fake(), request(n)) for n in (4,)))
         batcher.close()
 
     asyncio.run(run())
-    assert told == [(1, 4, 1)]
+    assert told == [(1, 4)]
 
 
 def test_a_short_pass_takes_no_thread_and_a_long_one_leaves_the_loop_free() -> None:

@@ -1,0 +1,100 @@
+"""The outermost layer of a request: its id, its cost, its line in the log, and nothing of the inside outward."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.logs import Sampler
+from serving.monitoring import Metrics
+from serving.stages import Stages
+from serving.tracing import Tracing
+
+access_log = logging.getLogger("sluice.access")
+error_log = logging.getLogger("sluice.error")
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Observe:
+    """ASGI middleware: gives every request an id, measures it, logs it, and hides what went wrong inside.
+
+    Args:
+        app: what is observed.
+        metrics: that count it.
+        sampler: says which requests get a line.
+        tracing: that gets its spans; None: nobody does.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, sampler: Sampler | None = None, tracing: Tracing | None = None
+    ) -> None:
+        self.app, self.metrics, self.tracing = app, metrics, tracing
+        self.sampler = sampler or Sampler(1.0)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begin = time.perf_counter()
+        given = Headers(scope=scope).get("x-request-id", "")
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        state["arrived"] = begin
+        state["stages"] = Stages(begin)
+        state["request_id"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = state["request_id"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = 499  # nginx's number for a client that did not wait; nobody is left to answer
+        except Exception:
+            error_log.exception("a request failed", extra={"fields": {"request_id": state["request_id"]}})
+            self.metrics.errors.labels("internal").inc()
+            if status:  # the answer has begun; all that is left is to break it off
+                raise
+            content = {"detail": "internal error", "request_id": state["request_id"]}
+            await JSONResponse(content, status_code=500)(scope, receive, send_with_id)
+        finally:
+            self._record(scope, state, status, time.perf_counter() - begin)
+
+    def _record(self, scope: Scope, state: MutableMapping[str, Any], status: int, seconds: float) -> None:
+        # Paths that no route matches share one label, or a scanner would fill the registry.
+        route = getattr(scope.get("route"), "path", "other")
+        stages: Stages = state["stages"]
+        self.metrics.answered(route, status, seconds, stages)
+        trace = None
+        if self.tracing is not None:
+            trace = self.tracing.record(scope, route, status, state["request_id"], seconds, stages)
+        if status < 500 and not self.sampler.takes(state["request_id"]):
+            return
+        if not access_log.isEnabledFor(logging.INFO):
+            return
+        line = {
+            "request_id": state["request_id"],
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "ms": round(seconds * 1000, 2),
+        }
+        for name in ("candidates", "key"):
+            if name in state:
+                line[name] = state[name]
+        if trace is not None:
+            line["trace_id"] = trace
+        access_log.info("request", extra={"fields": line})
