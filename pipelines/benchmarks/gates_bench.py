@@ -40,7 +40,7 @@ class Budget:
 # The average looks back over one epoch of the fewer there are, not over four.
 _FRAPPE = ("train.epochs=12", "train.averaging.decay=0.98")
 # More and smaller steps make up for fewer rows; the contrast keeps its share of the batch.
-_HISTORY = ("train.epochs=3", "train.batch_size=1024", "data.options.history=20")
+_HISTORY = ("train.epochs=3", "train.batch_size=1024", "data.options.history=20", "data.options.skips=0")
 BUDGETS = {
     "finalmlp": Budget("frappe_x1/finalmlp", _FRAPPE),
     "gdcn": Budget("frappe_x1/gdcn_p", _FRAPPE),
