@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from serving import event_routes, open_inference
+from serving import event_routes, open_inference, score_routes
 from serving.batching import Batcher, Limits
+from serving.database import Database
+from serving.drain import Drain, Draining
 from serving.limits import BINARY, JSON, Admit, Intake, refusal
 from serving.logs import Sampler
 from serving.models import Models
 from serving.monitoring import Metrics
 from serving.observe import Observe
-from serving.online_features import OnlineFeatures, open_features, status_for
-from serving.openapi import SCORE_PATH, describe
-from serving.schemas import Problems, Refused, ScoreResponse, parse_request
+from serving.online_features import OnlineFeatures, open_features
+from serving.openapi import describe
+from serving.outcomes import Outcomes
+from serving.readiness import readiness
+from serving.schemas import Refused
 from serving.scoring import Scoring
 from serving.security import Guard, Keyring
 from serving.settings import Settings
 from serving.tracing import Tracing
 from serving.traffic import Traffic
-
-_encode = msgspec.json.Encoder().encode
 
 
 def create_app(
@@ -63,6 +63,11 @@ def create_app(
     traffic = None if settings.events_url is None else Traffic(settings, models, batcher)
     if traffic is not None:
         metrics.watch_store(traffic.store)
+    # A connection of its own: what it looks up keeps nobody waiting.
+    outcomes = None if settings.events_url is None else Outcomes(Database(settings.events_url), metrics.outcomes)
+    drain = Drain()
+    metrics.in_hand.set_function(lambda: drain.in_hand)
+
     tracing = (
         None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint, share=settings.trace_share)
     )
@@ -70,7 +75,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         living = asyncio.create_task(_live(models, features, on_ready, on_failure))
-        following = [asyncio.create_task(one.watch()) for one in (features, traffic) if one is not None]
+        following = [asyncio.create_task(one.watch()) for one in (features, traffic, outcomes) if one is not None]
         try:
             yield
         finally:
@@ -81,6 +86,8 @@ def create_app(
             for one in (features, traffic):
                 if one is not None:
                     await one.close()
+            if outcomes is not None:
+                await asyncio.to_thread(outcomes.close)
             await asyncio.to_thread(models.close)
             await asyncio.to_thread(batcher.close)
             if tracing is not None:
@@ -88,18 +95,22 @@ def create_app(
 
     app = FastAPI(title="Sluice", version=version("sluice"), lifespan=lifespan, redoc_url=None)
     app.state.models, app.state.batcher, app.state.metrics = models, batcher, metrics
-    app.state.features, app.state.traffic = features, traffic
+    app.state.features, app.state.traffic, app.state.drain = features, traffic, drain
     keys = None if settings.keys is None else Keyring(settings.keys)
     intake = _intake(settings)
     app.add_middleware(Admit, intake=intake, count=lambda kind: metrics.errors.labels(kind).inc())
     app.add_middleware(Guard, keys=keys, metrics=metrics)
+    app.add_middleware(Draining, drain=drain, count=lambda kind: metrics.errors.labels(kind).inc())
     app.add_middleware(Observe, metrics=metrics, sampler=Sampler(settings.log_requests), tracing=tracing)
     app.add_exception_handler(Refused, _refuse)
-    _add_routes(app, settings, intake)
+    _add_routes(app)
+    scoring = Scoring(models, batcher, metrics, features, traffic)
+    score_routes.add_routes(app, scoring, intake, settings)
     tensors = partial(intake.read, types=(JSON, BINARY))
     open_inference.add_routes(app, models, batcher, tensors, max_rows=settings.max_candidates)
     if traffic is not None:
-        event_routes.add_routes(app, traffic, intake.read)
+        assert outcomes is not None
+        event_routes.add_routes(app, traffic, intake.read, outcomes.took)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
 
@@ -150,53 +161,11 @@ async def _live(
     await models.watch()
 
 
-def _add_routes(app: FastAPI, settings: Settings, intake: Intake) -> None:
+def _add_routes(app: FastAPI) -> None:
     models: Models = app.state.models
-    batcher: Batcher = app.state.batcher
     metrics: Metrics = app.state.metrics
     features: OnlineFeatures | None = app.state.features
     traffic: Traffic | None = app.state.traffic
-    scoring = Scoring(models, batcher, metrics, features, traffic)
-
-    @app.post(
-        SCORE_PATH,
-        response_model=ScoreResponse,
-        summary="Score the candidates of one request",
-        responses={
-            404: {"model": Problems, "description": "No such model"},
-            422: {"model": Problems, "description": "The request is malformed; `loc` is the path of the field"},
-            503: {"model": Problems, "description": "The model is not ready, or the server at its capacity"},
-            504: {"model": Problems, "description": "The deadline passed before the request's turn came"},
-        },
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {}}}},
-    )
-    async def score(
-        request: Request,
-        model: Annotated[str | None, Query(description="The slot whose model shall answer.")] = None,
-        x_deadline_ms: Annotated[
-            str | None, Header(description="Milliseconds after which the answer is of no use any more.")
-        ] = None,
-    ) -> Any:
-        """Raw values in, encoded by the definition that encoded the training data; probabilities out."""
-        models.scorer(model)  # before a body is read that nobody can answer
-        state = request.state
-        deadline = _deadline(x_deadline_ms, state.arrived)
-        body = await intake.read(request)
-        state.stages.end("read")
-        asked = parse_request(body, max_candidates=settings.max_candidates)
-        if asked.request_id is not None:
-            state.request_id = asked.request_id
-        state.candidates = len(asked.candidates)
-        found = await scoring.answer(
-            asked,
-            slot=asked.model or model,
-            request_id=state.request_id,
-            deadline=deadline,
-            stages=state.stages,
-        )
-        response = Response(_encode(found.content()), media_type="application/json")
-        state.stages.end("reply")
-        return response
 
     @app.get("/healthz", summary="The process is alive")
     async def healthz() -> dict[str, str]:
@@ -208,18 +177,8 @@ def _add_routes(app: FastAPI, settings: Settings, intake: Intake) -> None:
         responses={503: {"description": "Not ready, and why"}},
     )
     async def readyz() -> Any:
-        told = models.status()
-        if not models.ready:
-            reason = next((slot["problem"] for slot in told if "problem" in slot), "the model is being loaded")
-            content = {"status": "not ready", "reason": reason, "models": told}
-            return JSONResponse(content, status_code=503, headers={"Retry-After": "1"})
-        content = {"status": "ready", "model": models.scorer().card.model_dump(), "models": told}
-        if features is not None:
-            scorers = {name: slot.scorer for name, slot in models.slots.items() if slot.scorer is not None}
-            content["features"] = status_for(features, {n: s.bundle.state.spec for n, s in scorers.items()})
-        if traffic is not None:
-            content["events"] = vars(traffic.store.status)
-        return content
+        status, content = readiness(models, features, traffic, app.state.drain)
+        return JSONResponse(content, status_code=status, headers={} if status == 200 else {"Retry-After": "1"})
 
     @app.get("/v1/models", summary="What answers in each slot")
     async def list_models() -> dict[str, Any]:
@@ -228,20 +187,6 @@ def _add_routes(app: FastAPI, settings: Settings, intake: Intake) -> None:
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def exposition() -> Response:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _deadline(given: str | None, arrived: float) -> float:
-    """Return the time by ``time.perf_counter()`` until which an answer is of use."""
-    if given is None:
-        return math.inf
-    try:
-        milliseconds = float(given)
-    except ValueError:
-        milliseconds = math.nan
-    if not milliseconds > 0:
-        message = f"expected milliseconds, a number above 0, got {given[:40]!r}"
-        raise Refused.of(422, ("header", "X-Deadline-Ms"), message, "deadline")
-    return arrived + milliseconds / 1000
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -134,7 +134,7 @@ def _problem(problem: Any) -> dict[str, Any]:
 def _read(body: bytes) -> pa.RecordBatch:
     """Return the one record batch of a stream, validated; nothing in it is larger than the body."""
     reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
-    messages = []
+    messages: list[Any] = []
     while len(messages) < 3:
         try:
             messages.append(reader.read_next_message())
@@ -239,7 +239,7 @@ def _questions(batch: pa.RecordBatch, max_candidates: int, most: int) -> list[Qu
             found.append(Refused.of(422, ("candidates",), "no candidates; at least one is needed", "too_short"))
         elif count > max_candidates:
             found.append(too_many("candidates", count, max_candidates))
-        elif ids[i] is not None and not re.fullmatch(REQUEST_ID, ids[i]):
+        elif ids[i] is not None and not re.fullmatch(REQUEST_ID, str(ids[i])):
             message = "1 to 128 visible ASCII characters are allowed"
             found.append(Refused.of(422, ("request_id",), message, "string_pattern_mismatch"))
         else:

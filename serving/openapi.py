@@ -8,10 +8,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from serving.models import Models
-from serving.schemas import Problems, ScoreRequest
+from serving.schemas import BatchRequest, Problems, ScoreRequest
 from serving.security import OPEN
 
-SCORE_PATH = "/v1/score"
+SCORE_PATH, BATCH_PATH = "/v1/score", "/v1/score:batch"
 _PROBLEMS = {"application/json": {"schema": {"$ref": "#/components/schemas/Problems"}}}
 GUARDED = {
     401: "No key, or a wrong one",
@@ -47,14 +47,16 @@ def describe(app: FastAPI) -> dict[str, Any]:
         routes=app.routes,
     )
     schemas = described.setdefault("components", {}).setdefault("schemas", {})
-    schemas["ScoreRequest"] = ScoreRequest.model_json_schema()
-    schemas["Problems"] = Problems.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas |= schemas["Problems"].pop("$defs", {})
+    for model in (ScoreRequest, BatchRequest, Problems):
+        schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schemas[model.__name__].pop("$defs", {})
     for path, operations in described["paths"].items():
         for method, operation in operations.items():
             may = {**ALWAYS, **(WITH_BODY if method == "post" else {}), **({} if path in OPEN else GUARDED)}
             for status, text in may.items():
                 operation["responses"].setdefault(str(status), {"description": text, "content": _PROBLEMS})
+    batch = described["paths"][BATCH_PATH]["post"]["requestBody"]["content"]["application/json"]
+    batch["schema"] = {"$ref": "#/components/schemas/BatchRequest"}
     route = described["paths"][SCORE_PATH]["post"]
     content = route["requestBody"]["content"]["application/json"]
     content["schema"] = {"$ref": "#/components/schemas/ScoreRequest"}
@@ -64,7 +66,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     scorer = models.scorer()
     request = scorer.example
     (scores,) = scorer.run([scorer.encode(**request)])
-    content["example"] = request
+    content["example"], batch["example"] = request, {"requests": [request, request]}
     route["responses"]["200"]["content"]["application/json"]["example"] = {
         "scores": scores.tolist(),
         "model": scorer.card.model_dump(),

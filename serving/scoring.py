@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ctr_models.errors import RequestError
+from pipelines.features.online import CandidateColumns
 from serving.batching import Batcher, Encoded, Late, Overloaded
 from serving.models import Models
 from serving.monitoring import Metrics
@@ -80,7 +83,7 @@ class Scoring:
 
         Args:
             asked: as it was parsed.
-            slot: that it names; None: the default.
+            slot: that answers if it names none; None: the default.
             request_id: under which it is answered.
             deadline: by ``time.perf_counter()``; after it nothing is computed.
             stages: of the request, to which those of the answer are added.
@@ -89,6 +92,7 @@ class Scoring:
             Refused: with the status and the problems.
         """
         stages, begin = stages or Stages(), time.perf_counter()
+        slot = asked.model or slot
         decision = Decision(slot) if self.traffic is None else self.traffic.decide(asked.user, asked.context, slot)
         scorer = self.models.scorer(decision.slot)
         stages.end("decode")
@@ -102,14 +106,51 @@ class Scoring:
         except Late:
             message = "the deadline passed before the request's turn came; nothing was computed"
             raise Refused.of(504, ("header", "X-Deadline-Ms"), message, "deadline_passed") from None
+        if not np.isfinite(scores).all():
+            raise Refused.of(422, ("body",), "a score is no number: some value is too extreme", "score_not_finite")
         self.metrics.candidates.inc(len(scores))
         said: dict[str, Any] = {}
         if self.traffic is not None:
+            if isinstance(given[2], CandidateColumns):
+                given = given[0], given[1], list(given[2])
             said = await self.traffic.expose(decision, given, scores, scorer, request_id)
             stages.end("exposure")
             self.metrics.served(decision.assignments, time.perf_counter() - begin)
         self.metrics.drift.saw(decision.slot or self.models.default.name, scorer, encoded, scores)
         return Answer(scores, scorer.card, request_id, said, stored)
+
+    async def answer_all(
+        self,
+        asked: Sequence[Question | Refused],
+        *,
+        slot: str | None,
+        request_ids: Sequence[str],
+        deadline: float = math.inf,
+        stages: Stages | None = None,
+    ) -> list[Answer | Refused]:
+        """Score many requests at once; they share forward passes as concurrent ones do.
+
+        Args:
+            asked: as they were parsed; what was refused then stays so.
+            slot: of those that name none.
+            request_ids: one each.
+            deadline: of all.
+            stages: of them together, to which those of each are added.
+        """
+        together = stages or Stages()
+
+        async def one(question: Question | Refused, request_id: str) -> Answer | Refused:
+            try:
+                if isinstance(question, Refused):
+                    raise question
+                return await self.answer(
+                    question, slot=slot, request_id=request_id, deadline=deadline, stages=together.part()
+                )
+            except Refused as error:
+                self.metrics.errors.labels(error.problems[0].type).inc()
+                return error
+
+        return await asyncio.gather(*map(one, asked, request_ids))
 
     async def _encoded(
         self, scorer: Scorer, asked: Question, stages: Stages

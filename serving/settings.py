@@ -52,6 +52,10 @@ class Settings(BaseModel):
     """JSON file of the API keys, see ``sluice keys``; None lets everyone in."""
     max_candidates: int = Field(2000, ge=1)
     """Of one request."""
+    max_batch_requests: int = Field(256, ge=1)
+    """Of one batch."""
+    max_batch_candidates: int = Field(16_384, ge=1)
+    """Of all requests of one batch together."""
     max_body_bytes: int = Field(4 * 2**20, ge=1024)
     """Of one request."""
     held_bytes: int = Field(2**28, ge=2**16)

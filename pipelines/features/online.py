@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ MAX_VALUES = 100_000
 EXACT = 2**53
 """Integers below this are floats without loss."""
 
+_NUMBERS = {float, int, NoneType}
 _PYTHON: dict[Type, type] = {"integer": int, "float": float, "text": str}
 
 
@@ -297,11 +300,13 @@ class _Ids:
         if not self.vocabulary:
             forms = [form(v, i) for i, v in enumerate(values)]
             return self.indexer(pl.Series(forms, dtype=DTYPES[self.type]))
-        get, python, ids = self.by_value.get, self.python, []
-        for i, value in enumerate(values):
-            # A dictionary holds 1, 1.0 and True for one key, so only values of the very type go straight in.
-            found = get(value) if type(value) is python or value is None else None
-            ids.append(get(form(value, i), UNKNOWN) if found is None else found)
+        get = self.by_value.get
+        # A dictionary holds 1, 1.0 and True for one key, so only values of the very type go straight in.
+        if not {self.python, NoneType}.issuperset(map(type, values)):
+            values = [v if type(v) is self.python or v is None else form(v, i) for i, v in enumerate(values)]
+        ids = list(map(get, values))
+        if None in ids:
+            ids = [get(form(values[i], i), UNKNOWN) if id_ is None else id_ for i, id_ in enumerate(ids)]
         return np.array(ids, dtype=np.int32)
 
 
@@ -363,6 +368,9 @@ class _Field:
         return self._lists(values, request, same)
 
     def _numbers(self, values: list[Any], request: _Request, same: bool) -> np.ndarray:
+        if _NUMBERS.issuperset(map(type, values)):
+            with suppress(OverflowError):  # the loop below says where
+                return np.array(values, dtype=np.float64) + 0.0  # None becomes NaN, and -0.0 becomes 0.0
         out = np.empty(len(values))
         for i, value in enumerate(values):
             kind = type(value)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ctr_models.batch import EncodedRows
 from ctr_models.candidates import Candidates
 from ctr_models.errors import RequestError
-from pipelines.features.online import MAX_VALUES, OnlineEncoder
+from pipelines.features.online import MAX_VALUES, CandidateColumns, OnlineEncoder
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.state import FeatureState
 from pipelines.features.transform import encoded_rows, transform
@@ -133,6 +133,9 @@ def test_a_request_is_encoded_as_the_batch_is(world: tuple[FeatureSpec, pl.DataF
         encoder = OnlineEncoder(state)
         candidates = frame.drop("y").to_dicts()
         same(batch, encoder.encode({}, {}, candidates))
+        columns = CandidateColumns(len(candidates), frame.drop("y").to_dict(as_series=False))
+        same(batch, encoder.encode({}, {}, columns))
+        assert str(list(columns)) == str(candidates)
         # The same values given by the user, one row at a time.
         for i, row in enumerate(candidates):
             one = encoder.encode(row, {}, [{}])
@@ -221,6 +224,13 @@ def test_parts_of_several_requests_go_together(shop: OnlineEncoder) -> None:
             assert found.values().tolist() == [v for e in expected for v in e.values().tolist()]
             assert found.lengths().tolist() == [n for e in expected for n in e.lengths().tolist()]
     assert batch.dense.tolist() == [row for one in each for row in one.dense.tolist()]
+
+
+def test_candidates_by_column_may_have_no_column() -> None:
+    rows = CandidateColumns(2, {})
+    assert (len(rows), rows[-1], list(rows)) == (2, {}, [{}, {}])
+    with pytest.raises(IndexError):
+        rows[2]
 
 
 def test_no_candidates(shop: OnlineEncoder) -> None:

@@ -1,0 +1,153 @@
+"""Routes of scoring: one request, or many; as JSON or Arrow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import FastAPI, Header, Query, Request, Response
+
+from serving import arrow
+from serving.limits import ARROW, JSON, Intake, content_type
+from serving.openapi import BATCH_PATH, SCORE_PATH
+from serving.schemas import BatchResponse, Problems, Question, Refused, ScoreResponse, parse_batch, parse_request
+from serving.scoring import Answer, Scoring
+from serving.settings import Settings
+
+TYPES = (JSON, ARROW)
+_encode = msgspec.json.Encoder().encode
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {ARROW: _BINARY}},
+    404: {"model": Problems, "description": "No such model"},
+    422: {"model": Problems, "description": "The request is malformed; `loc` is the path of the field"},
+    503: {"model": Problems, "description": "The model is not ready, or the server at its capacity"},
+    504: {"model": Problems, "description": "The deadline passed before the request's turn came"},
+}
+_BODY = {"requestBody": {"required": True, "content": {JSON: {}, ARROW: _BINARY}}}
+Slot = Annotated[str | None, Query(description="The slot whose model shall answer.")]
+Deadline = Annotated[str | None, Header(description="Milliseconds after which the answer is of no use any more.")]
+
+
+def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Settings) -> None:
+    """Add ``/v1/score`` and ``/v1/score:batch``.
+
+    Args:
+        app: the application.
+        scoring: answers.
+        intake: reads bodies.
+        settings: with the limits of a request.
+    """
+    most, per_batch, together = settings.max_candidates, settings.max_batch_requests, settings.max_batch_candidates
+
+    @app.post(
+        SCORE_PATH,
+        response_model=ScoreResponse,
+        responses=_RESPONSES,
+        summary="Score the candidates of one request",
+        openapi_extra=_BODY,
+    )
+    async def score(request: Request, model: Slot = None, x_deadline_ms: Deadline = None) -> Any:
+        """Raw values in, encoded by the definition that encoded the training data; probabilities out."""
+        scoring.models.scorer(model)  # before a body is read that nobody can answer
+        state = request.state
+        deadline = _deadline(x_deadline_ms, state.arrived)
+        body = await intake.read(request, TYPES)
+        state.stages.end("read")
+        if content_type(request) == ARROW:
+            (asked,) = arrow.parse(body, max_requests=1, max_candidates=most, most=most)
+            if isinstance(asked, Refused):
+                raise asked
+        else:
+            asked = parse_request(body, max_candidates=most)
+        if asked.request_id is not None:
+            state.request_id = asked.request_id
+        state.candidates = len(asked.candidates)
+        answer = await scoring.answer(
+            asked, slot=model, request_id=state.request_id, deadline=deadline, stages=state.stages
+        )
+        if _wants_arrow(request):
+            reply = Response(arrow.reply([answer], [state.request_id]), media_type=ARROW)
+        else:
+            reply = Response(_encode(answer.content()), media_type=JSON)
+        state.stages.end("reply")
+        return reply
+
+    @app.post(
+        BATCH_PATH,
+        response_model=BatchResponse,
+        responses=_RESPONSES,
+        summary="Score many requests, each answered or refused on its own",
+        openapi_extra=_BODY,
+    )
+    async def score_batch(request: Request, model: Slot = None, x_deadline_ms: Deadline = None) -> Any:
+        """Takes what many calls would, and shares forward passes among them. A rate counts every request."""
+        scoring.models.scorer(model)
+        state = request.state
+        deadline = _deadline(x_deadline_ms, state.arrived)
+        body = await intake.read(request, TYPES)
+        state.stages.end("read")
+        parse = arrow.parse if content_type(request) == ARROW else parse_batch
+        asked = parse(body, max_requests=per_batch, max_candidates=most, most=together)
+        if "owe" in state._state:
+            state.owe(len(asked) - 1)
+        state.candidates = sum(len(one.candidates) for one in asked if isinstance(one, Question))
+        asked, ids = _named(asked, state.request_id)
+        answers = await scoring.answer_all(
+            asked, slot=model, request_ids=ids, deadline=deadline, stages=state.stages
+        )
+        if _wants_arrow(request):
+            reply = Response(arrow.reply(answers, ids), media_type=ARROW)
+        else:
+            replies = [_told(answer, one) for answer, one in zip(answers, ids, strict=True)]
+            reply = Response(_encode({"replies": replies, "request_id": state.request_id}), media_type=JSON)
+        state.stages.end("reply")
+        return reply
+
+
+def _named(asked: Sequence[Question | Refused], request_id: str) -> tuple[list[Question | Refused], list[str]]:
+    """Give each request of a batch an id; refuse one that takes another's.
+
+    Example:
+        >>> mine, same, none = (Question([{}], request_id=one) for one in ("a", "a", None))
+        >>> asked, ids = _named([mine, same, none], "batch")
+        >>> [type(one).__name__ for one in asked], ids
+        (['Question', 'Refused', 'Question'], ['a', 'batch-1', 'batch-2'])
+    """
+    found: list[Question | Refused] = []
+    ids: list[str] = []
+    for i, one in enumerate(asked):
+        given = one.request_id if isinstance(one, Question) else None
+        if given is not None and given in ids:
+            one, given = Refused.of(422, ("request_id",), "another request of the batch has this id", "taken"), None
+        found.append(one)
+        ids.append(given or f"{request_id[:115]}-{i}")
+    return found, ids
+
+
+def _told(answer: Answer | Refused, request_id: str) -> dict[str, Any]:
+    """Return one reply of a batch as JSON shows it."""
+    if isinstance(answer, Answer):
+        return {"status": 200, **answer.content()}
+    problems = Problems(detail=answer.problems, request_id=request_id)
+    return {"status": answer.status, **problems.model_dump()}
+
+
+def _wants_arrow(request: Request) -> bool:
+    return ARROW in request.headers.get("accept", "")
+
+
+def _deadline(given: str | None, arrived: float) -> float:
+    """Return the time by ``time.perf_counter()`` until which an answer is of use."""
+    if given is None:
+        return math.inf
+    try:
+        milliseconds = float(given)
+    except ValueError:
+        milliseconds = math.nan
+    if not milliseconds > 0:
+        message = f"expected milliseconds, a number above 0, got {given[:40]!r}"
+        raise Refused.of(422, ("header", "X-Deadline-Ms"), message, "deadline")
+    return arrived + milliseconds / 1000
