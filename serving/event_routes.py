@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -33,6 +33,7 @@ from serving.schemas import SHOWN, Problem, Problems, Refused
 from serving.traffic import Traffic, not_stored
 
 Read = Callable[[Request], Awaitable[bytes]]
+Took = Callable[[Sequence[Row]], None]
 MOST_EVENTS = 1000
 """Events of one call."""
 FUTURE = timedelta(minutes=10)
@@ -107,13 +108,14 @@ class Accepted(BaseModel):
     request_id: str
 
 
-def add_routes(app: FastAPI, traffic: Traffic, read: Read) -> None:
+def add_routes(app: FastAPI, traffic: Traffic, read: Read, took: Took = lambda _: None) -> None:
     """Add ``/v1/events`` and ``/v1/experiments``.
 
     Args:
         app: the application.
         traffic: event store and experiments.
         read: gives a request's body, or refuses it.
+        took: called with events that were acknowledged.
     """
     refusals: dict[int | str, dict[str, Any]] = {
         413: {"model": Problems, "description": "The body is too large"},
@@ -143,10 +145,12 @@ def add_routes(app: FastAPI, traffic: Traffic, read: Read) -> None:
             events = [Event.model_validate(tree)] if single else Events.model_validate(tree).events
         except ValidationError as error:
             raise Refused(422, [_problem(e) for e in error.errors()[:SHOWN]]) from None
+        rows = [one.row() for one in events]
         try:
-            await traffic.store.record([one.row() for one in events])
+            await traffic.store.record(rows)
         except NotStored as error:
             raise not_stored(error) from None
+        took(rows)
         return {"accepted": len(events), "request_id": request.state.request_id}
 
     @app.post(

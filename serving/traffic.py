@@ -51,6 +51,9 @@ class Traffic:
         models: whose slots the arms name.
         batcher: that shadow arms compute in.
 
+    Attributes:
+        problem: why the experiments may not be the latest; empty if they are.
+
     Raises:
         ConfigError: the URL names no database for events.
     """
@@ -66,6 +69,7 @@ class Traffic:
         )
         self._shadows: set[asyncio.Task[None]] = set()
         self._told: set[str] = set()
+        self.problem = ""
 
     async def watch(self) -> None:
         """Follow the experiments that other processes store, until cancelled."""
@@ -77,8 +81,10 @@ class Traffic:
                     created = True
                 await asyncio.to_thread(self.experiments.refresh)
                 self._told.discard("away")
+                self.problem = ""
             except Unavailable as error:
-                self._tell("away", f"experiments can't be read, the last known stay in force: {error}")
+                self.problem = f"experiments can't be read, the last known stay in force: {error}"
+                self._tell("away", self.problem)
             await asyncio.sleep(self._settings.experiments_seconds)
 
     def slot_of(self, arm: Arm) -> str | None:

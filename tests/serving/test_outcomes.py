@@ -1,0 +1,117 @@
+"""Events find the arms of the request that they name, each once, whichever database holds them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from pipelines.experiments.experiment import Arm
+from serving.database import EVENTS, Database, Row
+from serving.events import assigned, exposure
+from serving.families import Counter
+from serving.outcomes import Outcomes
+from serving.router import Assignment
+from serving.schemas import ModelCard
+
+CARD = ModelCard(name="clicks", version=3, hash="ab", gates={})
+
+
+def event(name: str, request: str | None, kind: str = "click", received: int = 5) -> Row:
+    values = {"event_id": name, "time": 0, "received": received, "type": kind, "request_id": request}
+    return EVENTS, {**values, "unit": "7", "item": "a"}
+
+
+def shown(request: str, arm: str, shadow: tuple[str, str] | None = None) -> list[Row]:
+    dealt = (Assignment("gates", "7", Arm(name=arm), (), 0.0), Assignment("prices", "7", Arm(name="low"), (), 0.0))
+    given: Any = ({"user_id": 7}, {}, [{"item_id": "a"}])
+    scores = np.array([0.5], dtype=np.float32)
+    row = exposure(
+        request_id=request,
+        given=given,
+        scores=scores,
+        card=CARD,
+        schema_hash="ef",
+        assignments=dealt,
+        shadow=shadow,
+    )
+    return [row, *assigned(row, dealt, 1, shadow=shadow)]
+
+
+@pytest.fixture
+def database(events_url: str) -> Iterator[Database]:
+    database = Database(events_url)
+    database.create()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def outcomes(database: Database, registry: CollectorRegistry) -> Outcomes:
+    labels = ["experiment", "arm", "type"]
+    return Outcomes(database, Counter("sluice_arm_events", "Events.", labels, registry=registry))
+
+
+def count(registry: CollectorRegistry, experiment: str, arm: str, kind: str = "click") -> float:
+    labels = {"experiment": experiment, "arm": arm, "type": kind}
+    return registry.get_sample_value("sluice_arm_events_total", labels) or 0.0
+
+
+def test_events_count_for_the_arms_of_their_request(
+    database: Database, registry: CollectorRegistry, outcomes: Outcomes
+) -> None:
+    database.insert([*shown("r1", "open"), *shown("r2", "gated"), *shown("r1", "idle", shadow=("gates", "idle"))])
+    rows = [event("e1", "r1"), event("e2", "r2"), event("e3", "r2", "conversion"), event("e4", "gone")]
+    database.insert(rows)
+    outcomes.took([*rows, event("e5", None)])
+    asyncio.run(outcomes.count())
+    assert (count(registry, "gates", "open"), count(registry, "gates", "gated")) == (1, 1)
+    assert (count(registry, "prices", "low"), count(registry, "gates", "gated", "conversion")) == (2, 1)
+    assert count(registry, "gates", "idle") == 0  # it scored, and served nobody
+    asyncio.run(outcomes.count())
+    assert count(registry, "gates", "open") == 1
+
+
+def test_an_event_that_was_sent_twice_counts_once(
+    database: Database, registry: CollectorRegistry, outcomes: Outcomes
+) -> None:
+    database.insert([*shown("r1", "open"), event("e1", "r1", received=5), event("e1", "r1", received=9)])
+    outcomes.took([event("e1", "r1", received=9), event("e1", "r1", received=5), event("e1", "r1", received=5)])
+    asyncio.run(outcomes.count())
+    assert count(registry, "gates", "open") == 1
+
+
+def test_what_is_still_in_a_spool_is_counted_later(
+    database: Database, registry: CollectorRegistry, outcomes: Outcomes
+) -> None:
+    database.insert(shown("r1", "open"))
+    outcomes.took([event("e1", "r1")])
+    asyncio.run(outcomes.count())
+    assert count(registry, "gates", "open") == 0
+    database.insert([event("e1", "r1")])
+    asyncio.run(outcomes.count())
+    assert count(registry, "gates", "open") == 1
+
+
+def test_a_database_that_is_away_delays_the_count(tmp_path: Path, registry: CollectorRegistry) -> None:
+    database = Database(f"sqlite:///{tmp_path}/events.db")
+    outcomes = Outcomes(
+        database, Counter("sluice_arm_events", "E.", ["experiment", "arm", "type"], registry=registry)
+    )
+    outcomes.took([event("e1", "r1")])
+    asyncio.run(outcomes.count())
+    database.create()
+    database.insert([*shown("r1", "open"), event("e1", "r1")])
+    asyncio.run(outcomes.count())
+    outcomes.close()
+    assert count(registry, "gates", "open") == 1
