@@ -107,7 +107,7 @@ def create_app(
     scoring = Scoring(models, batcher, metrics, features, traffic)
     score_routes.add_routes(app, scoring, intake, settings)
     tensors = partial(intake.read, types=(JSON, BINARY))
-    open_inference.add_routes(app, models, batcher, tensors, max_rows=settings.max_candidates)
+    open_inference.add_routes(app, scoring, tensors, max_rows=settings.max_candidates)
     if traffic is not None:
         assert outcomes is not None
         event_routes.add_routes(app, traffic, intake.read, outcomes.took)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,12 @@ from fastapi import FastAPI, Request, Response
 from pydantic_core import from_json
 
 from ctr_models.errors import SluiceError, nearest
-from serving.batching import Batcher, Overloaded
-from serving.models import Models
+from pipelines.features.online import CandidateColumns
+from pipelines.features.spec import FeatureSpec
+from serving.batching import Overloaded
+from serving.schemas import REQUEST_ID, ModelCard, Question, Refused
 from serving.scorer import Scorer
+from serving.scoring import Scoring
 
 HEADER = "inference-header-content-length"
 OUTPUT = "score"
@@ -129,6 +133,33 @@ def encode(
     return text + raw, {"content-type": "application/octet-stream", HEADER: str(len(text))}
 
 
+def one_user(frame: pl.DataFrame, spec: FeatureSpec) -> Question | None:
+    """Return rows as the request of one user; None if they are of several.
+
+    Columns of the user and of the situation that are the same in every row are taken as such.
+
+    Example:
+        >>> spec = FeatureSpec.model_validate({"label": "click", "user": "who", "columns": [
+        ...     {"name": "city", "kind": "categorical", "role": "user"}, {"name": "ad", "kind": "categorical"}]})
+        >>> asked = one_user(pl.DataFrame({"who": [7, 7], "city": ["Graz", "Graz"], "ad": [1, 2]}), spec)
+        >>> asked.user, list(asked.candidates)
+        ({'who': 7, 'city': 'Graz'}, [{'ad': 1}, {'ad': 2}])
+        >>> one_user(pl.DataFrame({"who": [7, 8]}), spec) is None
+        True
+    """
+    if spec.user in frame.columns and frame[spec.user].n_unique() > 1:
+        return None
+    roles = {(c.name if c.from_log else c.column): c.role for c in spec.direct}
+    roles |= {} if spec.user is None else {spec.user: "user"}
+    parts: dict[str, dict[str, Any]] = {"user": {}, "context": {}, "item": {}}
+    for name, values in frame.to_dict(as_series=False).items():
+        role = roles.get(name, "item")
+        same = role != "item" and values.count(values[0]) == len(values)
+        parts[role if same else "item"][name] = values[0] if same else values
+    candidates = CandidateColumns(len(frame), parts["item"])
+    return Question(candidates, parts["user"], parts["context"])  # type: ignore[arg-type]
+
+
 def metadata(name: str, scorer: Scorer) -> dict[str, Any]:
     """Describe a model's tensors, by the types of its golden rows."""
     inputs = [
@@ -137,7 +168,7 @@ def metadata(name: str, scorer: Scorer) -> dict[str, Any]:
     ]
     return {
         "name": name,
-        "versions": [_version(scorer)],
+        "versions": [_version(scorer.card)],
         "platform": "sluice",
         "inputs": inputs,
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}],
@@ -146,8 +177,7 @@ def metadata(name: str, scorer: Scorer) -> dict[str, Any]:
 
 def add_routes(
     app: FastAPI,
-    models: Models,
-    batcher: Batcher,
+    scoring: Scoring,
     read: Callable[[Request], Awaitable[bytes]],
     *,
     max_rows: int,
@@ -156,11 +186,11 @@ def add_routes(
 
     Args:
         app: the application.
-        models: what answers.
-        batcher: where it computes.
+        scoring: answers.
         read: returns the body of a request within the limits.
         max_rows: most rows a request may ask for.
     """
+    models, batcher = scoring.models, scoring.batcher
     route = partial(app.api_route, tags=["Open Inference Protocol"], response_class=Response)
     refused: dict[int | str, dict[str, Any]] = {
         400: {"description": "The request breaks the protocol or does not fit the model"}
@@ -169,7 +199,7 @@ def add_routes(
 
     def found(name: str, version: str | None) -> Scorer:
         scorer = models.slots[name].scorer if name in models.slots else None
-        if scorer is None or version not in (None, _version(scorer)):
+        if scorer is None or version not in (None, _version(scorer.card)):
             raise ProtocolError(f"no model {name!r}" + (f" of version {version!r}" if version else ""), status=404)
         return scorer
 
@@ -203,22 +233,43 @@ def add_routes(
         except ProtocolError as error:
             return _failed(error)
 
+    async def score(
+        name: str, scorer: Scorer, frame: pl.DataFrame, request_id: str
+    ) -> tuple[ModelCard, np.ndarray]:
+        question = one_user(frame, scorer.bundle.state.spec) if scoring.keeps else None
+        if question is None:
+            encoded = await asyncio.to_thread(scorer.encode_frame, frame)
+            scores = await batcher.score(scorer, encoded)
+            if not np.isfinite(scores).all():
+                raise ProtocolError("a score is no number: some value is too extreme")
+            return scorer.card, scores
+        answer = await scoring.answer(question, slot=name, request_id=request_id, dealt=False)
+        return answer.model, answer.scores
+
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         try:
             found(name, version)  # before a body is read that nobody can answer
             body = await read(request)
             scorer = found(name, version)
-            columns = {column: dtype == pl.List for column, dtype in scorer.inputs.items()}
+            spec = scorer.bundle.state.spec
+            columns = {name: False for name in (spec.user, spec.item) if name is not None}
+            columns |= {column: dtype == pl.List for column, dtype in scorer.inputs.items()}
             asked = decode(body, request.headers.get(HEADER), columns, max_rows=max_rows)
             request.state.candidates = len(asked.frame)
-            encoded = await asyncio.to_thread(scorer.encode_frame, asked.frame)
-            scores = await batcher.score(scorer, encoded)
+            if asked.id is not None and re.fullmatch(REQUEST_ID, asked.id):
+                request.state.request_id = asked.id
+            card, scores = await score(name, scorer, asked.frame, request.state.request_id)
+        except Refused as error:
+            if error.status == 422:
+                where = ".".join(map(str, error.problems[0].loc))
+                return _failed(ProtocolError(f"{where}: {error}"))
+            raise
         except Overloaded as error:
             after = {"Retry-After": str(max(1, math.ceil(error.seconds)))}
             return _told({"error": "the server is at its capacity"}, 503, after)
         except (ProtocolError, SluiceError) as error:
             return _failed(error)
-        answer, headers = encode(scores, name=name, version=_version(scorer), id=asked.id, binary=asked.binary)
+        answer, headers = encode(scores, name=name, version=_version(card), id=asked.id, binary=asked.binary)
         return Response(answer, headers=headers)
 
     for place, path in (("", "/v2/models/{name}"), (" of a version", "/v2/models/{name}/versions/{version}")):
@@ -237,8 +288,8 @@ def add_routes(
         )(infer)
 
 
-def _version(scorer: Scorer) -> str:
-    return scorer.card.hash[:12] if scorer.card.version is None else str(scorer.card.version)
+def _version(card: ModelCard) -> str:
+    return card.hash[:12] if card.version is None else str(card.version)
 
 
 def _told(content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -70,6 +70,11 @@ class Scoring:
         self.models, self.batcher, self.metrics = models, batcher, metrics
         self.features, self.traffic = features, traffic
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is more to a request than its scores: stored features, exposures."""
+        return self.features is not None or self.traffic is not None
+
     async def answer(
         self,
         asked: Question,
@@ -78,6 +83,7 @@ class Scoring:
         request_id: str,
         deadline: float = math.inf,
         stages: Stages | None = None,
+        dealt: bool = True,
     ) -> Answer:
         """Score a request.
 
@@ -87,17 +93,22 @@ class Scoring:
             request_id: under which it is answered.
             deadline: by ``time.perf_counter()``; after it nothing is computed.
             stages: of the request, to which those of the answer are added.
+            dealt: whether experiments may choose the model; if not, the request is in none.
 
         Raises:
             Refused: with the status and the problems.
         """
         stages, begin = stages or Stages(), time.perf_counter()
         slot = asked.model or slot
-        decision = Decision(slot) if self.traffic is None else self.traffic.decide(asked.user, asked.context, slot)
-        scorer = self.models.scorer(decision.slot)
         stages.end("decode")
+        found = await self._found(self.models.scorer(slot), asked, stages)
+        decision = self._decision(asked, found, slot) if dealt else Decision(slot)
+        scorer = self.models.scorer(decision.slot)
+        if not _same_ids(scorer, self.models.scorer(slot)):
+            found = await self._found(scorer, asked, stages)
         try:
-            encoded, given, stored = await self._encoded(scorer, asked, stages)
+            encoded, given, stored = self._encoded(scorer, asked, found)
+            stages.end("encode")
             scores = await self.batcher.score(scorer, encoded, deadline, stages)
         except RequestError as error:
             raise refused_value(error, scorer.columns) from None
@@ -152,19 +163,31 @@ class Scoring:
 
         return await asyncio.gather(*map(one, asked, request_ids))
 
-    async def _encoded(
-        self, scorer: Scorer, asked: Question, stages: Stages
-    ) -> tuple[Encoded, Given, StoredFeatures | None]:
-        """Encode a request, completed from the online feature store; tell what was encoded, and what missed."""
-        given: Given = asked.user, asked.context, asked.candidates
+    async def _found(self, scorer: Scorer, asked: Question, stages: Stages) -> Found | None:
+        """Look up what is stored of a request's user and candidates."""
         if self.features is None:
-            encoded = scorer.encode(*given)
-            stages.end("encode")
-            return encoded, given, None
-        spec = scorer.bundle.state.spec
-        ids = ids_of(spec, *given)
+            return None
+        ids = ids_of(scorer.bundle.state.spec, asked.user, asked.context, asked.candidates)
         found = await self.features.fetch(*ids)
         stages.end("fetch")
+        return found
+
+    def _decision(self, asked: Question, found: Found | None, slot: str | None) -> Decision:
+        """Deal a request by all that is known of its user, stored or given."""
+        if self.traffic is None:
+            return Decision(slot)
+        stored = found.user if found is not None else None
+        return self.traffic.decide({**stored, **asked.user} if stored else asked.user, asked.context, slot)
+
+    def _encoded(
+        self, scorer: Scorer, asked: Question, found: Found | None
+    ) -> tuple[Encoded, Given, StoredFeatures | None]:
+        """Encode a request, completed by what is stored; tell what was encoded, and what was missing."""
+        given: Given = asked.user, asked.context, asked.candidates
+        if found is None:
+            return scorer.encode(*given), given, None
+        spec = scorer.bundle.state.spec
+        ids = ids_of(spec, *given)
         try:
             filled = found.fill(spec, *given)
             encoded, given = scorer.encode(*filled), filled
@@ -174,5 +197,10 @@ class Scoring:
             found = Found.nothing(ids[1])
         stored = found.report(*ids)
         self.metrics.looked_up(stored)
-        stages.end("encode")
         return encoded, given, stored
+
+
+def _same_ids(one: Scorer, other: Scorer) -> bool:
+    """Say whether two models name users and items by the same columns."""
+    spec, others = one.bundle.state.spec, other.bundle.state.spec
+    return one is other or (spec.user, spec.item) == (others.user, others.item)

@@ -1,0 +1,161 @@
+"""What is stored of a user counts wherever a request comes in: for scores, for experiments, for exposures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from fastapi.testclient import TestClient
+
+from pipelines.release.example import example_bundle
+from serving import app as module
+from serving.app import create_app
+from serving.database import Database, exposures
+from serving.online_features import Found
+from serving.settings import Settings
+
+USERS: dict[Any, dict[str, Any]] = {
+    3: {"city": "Graz", "clicked": ["item-1", "item-2"]},
+    4: {"city": "Łódź", "clicked": []},
+}
+ITEMS: dict[Any, dict[str, Any]] = {"item-1": {"price": 2.5, "tags": ["new"]}, "item-2": {"price": 7.0}}
+
+
+class Store:
+    """What a store of features gives, without one."""
+
+    stored = None
+
+    async def fetch(self, user_id: Any, item_ids: Sequence[Any]) -> Found:
+        return Found(USERS.get(user_id), [ITEMS.get(item) for item in item_ids], "v1")
+
+    async def refresh(self) -> None:
+        """Nothing changes."""
+
+    async def watch(self) -> None:
+        await asyncio.Event().wait()
+
+    def status(self) -> dict[str, Any]:
+        return {"store": "here", "version": "v1"}
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scoring")
+    example_bundle(folder / "one", seed=1)
+    example_bundle(folder / "two", seed=2)
+    return folder
+
+
+@pytest.fixture
+def client(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    monkeypatch.setattr(module, "open_features", lambda *_, **__: Store())
+    settings = Settings(
+        model=(f"one={folder}/one", f"two={folder}/two"),
+        features="here",
+        events_url=f"sqlite:///{tmp_path}/events.db",
+        events_spool=tmp_path / "spool",
+    )
+    with TestClient(create_app(settings)) as client:
+        end = time.monotonic() + 60
+        while client.get("/healthz").status_code != 200 or client.get("/v2/health/ready").status_code != 200:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        yield client
+
+
+def left(tmp_path: Path) -> list[dict[str, Any]]:
+    database = Database(f"sqlite:///{tmp_path}/events.db")
+    try:
+        return [dict(row._mapping) for row in database.rows(sa.select(exposures).order_by(exposures.c.time))]
+    finally:
+        database.close()
+
+
+def infer(client: TestClient, users: list[int], items: list[str], path: str = "/v2/models/one", **more: Any) -> Any:
+    size = len(items)
+    inputs = [
+        {"name": "user_id", "shape": [size], "datatype": "INT64", "data": users},
+        {"name": "hour", "shape": [size], "datatype": "INT64", "data": [9] * size},
+        {"name": "item_id", "shape": [size], "datatype": "BYTES", "data": items},
+    ]
+    return client.post(f"{path}/infer", json={"inputs": inputs, **more})
+
+
+def ask(client: TestClient, user: int, *items: str, **more: Any) -> dict[str, Any]:
+    asked = {
+        "user": {"user_id": user},
+        "context": {"hour": 9},
+        "candidates": [{"item_id": i} for i in items],
+        **more,
+    }
+    reply = client.post("/v1/score", json=asked)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def test_rows_of_one_user_are_a_request_of_his(client: TestClient, tmp_path: Path) -> None:
+    plain = ask(client, 3, "item-1", "item-2", "new")
+    reply = infer(client, [3] * 3, ["item-1", "item-2", "new"], id="mine")
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["outputs"][0]["data"] == pytest.approx(plain["scores"], abs=1e-6)
+    assert (reply.json()["id"], reply.headers["x-request-id"]) == ("mine", "mine")
+    first, second = left(tmp_path)
+    assert (second["request_id"], second["unit"], second["served"]) == ("mine", "3", True)
+    one, other = (json.loads(row["content"]) for row in (first, second))
+    assert (one["user"], one["candidates"], one["items"]) == (other["user"], other["candidates"], other["items"])
+
+
+def test_rows_of_several_users_are_scored_as_they_are(client: TestClient, tmp_path: Path) -> None:
+    several = infer(client, [3, 4], ["item-1", "item-1"])
+    alone = infer(client, [3], ["item-1"])
+    assert several.status_code == alone.status_code == 200
+    assert several.json()["outputs"][0]["data"][0] != pytest.approx(alone.json()["outputs"][0]["data"][0], abs=1e-6)
+    assert len(left(tmp_path)) == 1
+
+
+def test_what_is_wrong_is_told_in_the_words_of_the_protocol(client: TestClient) -> None:
+    item = {"name": "item_id", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    price = {"name": "price", "shape": [1], "datatype": "BYTES", "data": ["cheap"]}
+    reply = client.post("/v2/models/one/infer", json={"inputs": [item, price]})
+    assert reply.status_code == 400
+    assert reply.json()["error"].startswith("candidates.0.price: expected a number, found 'cheap'")
+
+
+def experiment(**online: Any) -> dict[str, Any]:
+    return {
+        "name": "graz",
+        "control": "old",
+        "arms": [{"name": "old"}, {"name": "new", "bundle": "two"}],
+        "allocation": {"weights": {"old": 0.000001, "new": 0.999999}},
+        "population": [{"column": "city", "values": ["Graz"]}],
+        "online": {"model": "one", **online},
+    }
+
+
+def test_a_population_is_chosen_by_what_is_stored_too(client: TestClient, tmp_path: Path) -> None:
+    made = client.post("/v1/experiments", json=experiment())
+    assert made.status_code == 201, made.text
+    dealt = ask(client, 3, "item-1")
+    assert dealt["experiments"] == {"graz": "new"}
+    assert dealt["scores"] == pytest.approx(ask(client, 3, "item-1", model="two")["scores"])
+    assert "experiments" not in ask(client, 4, "item-1")  # stored, and of elsewhere
+    assert "experiments" not in ask(client, 99, "item-1")  # not stored
+    asked = {"user": {"user_id": 3, "city": "Łódź"}, "candidates": [{"item_id": "item-1"}]}
+    assert "experiments" not in client.post("/v1/score", json=asked).json()  # what the request gives wins
+
+
+def test_who_names_a_model_by_the_protocol_is_in_no_experiment(client: TestClient, tmp_path: Path) -> None:
+    before = infer(client, [3], ["item-1"]).json()
+    assert client.post("/v1/experiments", json=experiment()).status_code == 201
+    assert infer(client, [3], ["item-1"]).json() == before
+    assert [row["experiment"] for row in left(tmp_path)] == [None, None]
