@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import polars as pl
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from pipelines.features.canonical import MAX_TEXT
 from serving.models import Models
 from serving.schemas import BatchRequest, Problems, ScoreRequest
+from serving.scorer import Scorer
 from serving.security import OPEN
 
 SCORE_PATH, BATCH_PATH = "/v1/score", "/v1/score:batch"
@@ -37,7 +40,7 @@ ALWAYS = {
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """Return OpenAPI, with an example from the golden rows once there is a model."""
+    """Return OpenAPI; once there is a model, with its columns and an example from its golden rows."""
     if app.openapi_schema is not None:
         return app.openapi_schema
     described = get_openapi(
@@ -61,9 +64,14 @@ def describe(app: FastAPI) -> dict[str, Any]:
     content = route["requestBody"]["content"]["application/json"]
     content["schema"] = {"$ref": "#/components/schemas/ScoreRequest"}
     models: Models = app.state.models
+    _name_slots(described, list(models.slots))
     if not models.ready:
         return described
     scorer = models.scorer()
+    record = {"properties": _columns(scorer), "additionalProperties": len(models.slots) > 1}
+    parts = schemas["ScoreRequest"]["properties"]
+    for part in (parts["user"], parts["context"], parts["candidates"]["items"]):
+        part |= record
     request = scorer.example
     (scores,) = scorer.run([scorer.encode(**request)])
     content["example"], batch["example"] = request, {"requests": [request, request]}
@@ -74,3 +82,25 @@ def describe(app: FastAPI) -> dict[str, Any]:
     }
     app.openapi_schema = described
     return described
+
+
+def _name_slots(described: dict[str, Any], slots: list[str]) -> None:
+    """Say which models there are wherever one is named."""
+    for path, operations in described["paths"].items():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "model" or (path.startswith("/v2/") and parameter["name"] == "name"):
+                    parameter["schema"] = {"type": "string", "enum": slots}
+
+
+def _columns(scorer: Scorer) -> dict[str, Any]:
+    """Return the schema of each raw column of a model."""
+    return {name: {"anyOf": [_values(kind), {"type": "null"}]} for name, kind in scorer.inputs.items()}
+
+
+def _values(kind: pl.DataType) -> dict[str, Any]:
+    if isinstance(kind, pl.List):
+        return {"type": "array", "items": _values(kind.inner)}  # type: ignore[arg-type]
+    if kind.is_integer():
+        return {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+    return {"type": "number"} if kind.is_float() else {"type": "string", "maxLength": MAX_TEXT}

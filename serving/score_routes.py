@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import FastAPI, Header, Query, Request, Response
+from pydantic import WithJsonSchema
 
 from serving import arrow
 from serving.limits import ARROW, JSON, Intake, content_type
@@ -28,7 +29,11 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 _BODY = {"requestBody": {"required": True, "content": {JSON: {}, ARROW: _BINARY}}}
 Slot = Annotated[str | None, Query(description="The slot whose model shall answer.")]
-Deadline = Annotated[str | None, Header(description="Milliseconds after which the answer is of no use any more.")]
+Deadline = Annotated[
+    str | None,
+    Header(description="Milliseconds after which the answer is of no use any more."),
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
+]
 
 
 def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Settings) -> None:
