@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from serving import event_commands, key_commands
+from serving import event_commands, experiment_commands, key_commands
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     )(serve)
     key_commands.register(app)
     event_commands.register(app)
+    experiment_commands.register(app)
 
 
 def serve(

@@ -7,9 +7,9 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import (
     AwareDatetime,
@@ -25,15 +25,18 @@ from pydantic_core import ErrorDetails, from_json
 
 from ctr_models.errors import ConfigError, nearest
 from pipelines.experiments.experiment import Experiment
+from serving.analysis import Interval, Results
 from serving.database import EVENTS, Row, Unavailable
 from serving.events import NotStored
-from serving.experiments import Conflict
+from serving.experiments import Conflict, Pause
+from serving.guardrails import PausedArms
 from serving.router import unit_text
 from serving.schemas import SHOWN, Problem, Problems, Refused
 from serving.traffic import Traffic, not_stored
 
 Read = Callable[[Request], Awaitable[bytes]]
 Took = Callable[[Sequence[Row]], None]
+T = TypeVar("T")
 MOST_EVENTS = 1000
 """Events of one call."""
 FUTURE = timedelta(minutes=10)
@@ -101,6 +104,22 @@ class Events(BaseModel):
     events: list[Event] = Field(min_length=1, max_length=MOST_EVENTS)
 
 
+class Why(BaseModel):
+    """Why an arm is paused or resumed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    reason: str = Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$", description="For people.")
+
+
+class ArmState(BaseModel):
+    """Whether an arm is paused, and why."""
+
+    experiment: str
+    arm: str
+    paused: bool
+    reason: str
+
+
 class Accepted(BaseModel):
     """The events are on disk."""
 
@@ -122,6 +141,11 @@ def add_routes(app: FastAPI, traffic: Traffic, read: Read, took: Took = lambda _
         422: {"model": Problems, "description": "The request is malformed; `loc` is the path of the field"},
         503: {"model": Problems, "description": "The database can't be reached; nothing was stored"},
     }
+    unknown: dict[int | str, dict[str, Any]] = {
+        404: {"model": Problems, "description": "No such experiment, or arm"},
+        503: refusals[503],
+    }
+    app.state.metrics.registry.register(PausedArms(traffic.experiments))
     event = Event.model_json_schema(ref_template="#/components/schemas/{model}")
     batch = {
         "type": "object",
@@ -187,7 +211,7 @@ def add_routes(app: FastAPI, traffic: Traffic, read: Read, took: Took = lambda _
 
     @app.get(
         "/v1/experiments/{name}",
-        responses={404: {"model": Problems, "description": "No such experiment"}, 503: refusals[503]},
+        responses=unknown,
         summary="One experiment",
     )
     async def get_experiment(name: str) -> Any:
@@ -197,6 +221,53 @@ def add_routes(app: FastAPI, traffic: Traffic, read: Read, took: Took = lambda _
                 return JSONResponse(one)
         known = [one["experiment"]["name"] for one in traffic.experiments.list()]
         raise Refused.of(404, ("path", "name"), f"no such experiment; {nearest(name[:100], known)}", "unknown")
+
+    @app.get(
+        "/v1/experiments/{name}/results",
+        response_model=Results,
+        responses=unknown,
+        summary="What an experiment's arms showed in its present stage, and the differences",
+    )
+    async def get_results(
+        name: str,
+        interval: Annotated[
+            Interval, Query(description="fixed is for one look, at a moment set beforehand.")
+        ] = "sequential",
+        at: Annotated[AwareDatetime | None, Query(description="As it stood then. Now without it.")] = None,
+    ) -> Any:
+        """Sequential intervals hold however often one looks. `problems` says what makes the figures doubtful."""
+        await _refresh(traffic)
+        return await _told(traffic.results.get(name, interval=interval, at=at))
+
+    def change(verb: str, summary: str, act: Callable[[str, str, str], Pause]) -> None:
+        @app.post(
+            f"/v1/experiments/{{name}}/arms/{{arm}}/{verb}",
+            response_model=ArmState,
+            responses={**unknown, 413: refusals[413], 422: refusals[422]},
+            summary=summary,
+            operation_id=f"{verb}_arm",
+            openapi_extra=_body(Why.model_json_schema()),
+        )
+        async def set_arm(request: Request, name: str, arm: str) -> Any:
+            """Every server follows within some seconds."""
+            try:
+                why = Why.model_validate(_tree(await read(request)))
+            except ValidationError as error:
+                raise Refused(422, [_problem(e) for e in error.errors()[:SHOWN]]) from None
+            done = await _told(asyncio.to_thread(act, name, arm, why.reason))
+            return {"experiment": name, "arm": arm, "paused": done.paused, "reason": done.reason}
+
+    change("pause", "Let the control serve an arm's units", traffic.experiments.pause)
+    change("resume", "Let an arm serve its units again; results begin anew", traffic.experiments.resume)
+
+
+async def _told(work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except ConfigError as error:
+        raise Refused.of(404, ("path",), str(error), "unknown") from None
+    except Unavailable as error:
+        raise _away(error) from None
 
 
 async def _refresh(traffic: Traffic) -> None:

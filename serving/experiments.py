@@ -169,6 +169,17 @@ class Experiments:
         """Return the last pause, or resumption, of each arm that ever had one."""
         return {arm: pause for (experiment, arm), pause in self._pauses.items() if experiment == name}
 
+    def pause_log(self, name: str) -> list[tuple[str, Pause]]:
+        """Return every pause and resumption of an experiment's arms, in the order of time.
+
+        Raises:
+            Unavailable: the database can't be read now.
+        """
+        query = sa.select(pauses).where(pauses.c.experiment == name).order_by(pauses.c.time, pauses.c.number)
+        return [
+            (row.arm, Pause(row.paused, row.time, row.reason, row.number)) for row in self._database.rows(query)
+        ]
+
     def versions(self, name: str) -> list[tuple[int, datetime, Experiment]]:
         """Return every version that can be read: number, when it was stored, and the experiment.
 

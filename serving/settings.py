@@ -82,6 +82,8 @@ class Settings(BaseModel):
     """Exposures are durable before a request is answered, or written with the answer, which does not wait."""
     experiments_seconds: float = Field(5.0, gt=0)
     """How often experiments are looked at that other processes stored."""
+    guardrail_seconds: float = Field(60.0, ge=0)
+    """How often the guardrails of running experiments are checked; 0 never. What takes long is done more seldom."""
     workers: int = Field(1, ge=1, le=256)
     """Threads that compute forward passes, one core each, beside the one that reads, encodes and answers."""
     batch_rows: int = Field(2048, ge=1)

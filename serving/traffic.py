@@ -14,10 +14,12 @@ import numpy as np
 
 from ctr_models.errors import RequestError
 from pipelines.experiments.experiment import Arm
+from serving.analysis import LiveResults
 from serving.batching import Batcher, Late, Overloaded
 from serving.database import Database, Unavailable
 from serving.events import EventStore, NotStored, assigned, exposure
 from serving.experiments import Experiments
+from serving.guardrails import Guardrails
 from serving.models import Models
 from serving.router import Assignment, order
 from serving.schemas import Refused
@@ -67,12 +69,17 @@ class Traffic:
         self.store = EventStore(
             Database(settings.events_url), Path(settings.events_spool), spool_bytes=settings.events_spool_bytes
         )
+        self.results = LiveResults(Database(settings.events_url), self.experiments)
+        self._guardrails = Guardrails(Database(settings.events_url), self.experiments, settings.guardrail_seconds)
         self._shadows: set[asyncio.Task[None]] = set()
         self._told: set[str] = set()
         self.problem = ""
 
     async def watch(self) -> None:
-        """Follow the experiments that other processes store, until cancelled."""
+        """Follow the experiments that other processes store, and check their guardrails, until cancelled."""
+        await asyncio.gather(self._follow(), self._guardrails.watch())
+
+    async def _follow(self) -> None:
         created = False
         while True:
             try:
@@ -203,6 +210,8 @@ class Traffic:
         await asyncio.gather(*self._shadows, return_exceptions=True)
         await asyncio.to_thread(self.store.close)
         self._database.close()
+        self._guardrails.close()
+        self.results.close()
 
     def _tell(self, what: str, message: str) -> None:
         if what not in self._told:

@@ -7,13 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 
 from serving.connections import protocol
+from serving.database import ASSIGNMENTS, EVENTS, Database
 
 
 @contextmanager
@@ -41,3 +44,56 @@ def _listening(app: Any, **limits: Any) -> Iterator[int]:
 def listening() -> Callable[..., AbstractContextManager[int]]:
     """A function that serves an application over real connections."""
     return _listening
+
+
+class Filled:
+    """An experiment's exposures and events, put into the database as servers would have."""
+
+    def __init__(self, database: Database, experiment: str = "gates") -> None:
+        self.database, self._experiment, self._made = database, experiment, 0
+
+    def show(self, arm: str, unit: str, at: datetime, *, request: str = "", shown: int = 10) -> str:
+        """Add an exposure; return its request's id."""
+        self._made += 1
+        request = request or f"r{self._made}"
+        row = {"experiment": self._experiment, "unit": unit, "time": micros(at), "exposure_id": f"x{self._made:06}"}
+        self.database.insert([(ASSIGNMENTS, {**row, "arm": arm, "request_id": request, "shown": shown})])
+        return request
+
+    def happen(self, at: datetime, kind: str = "click", **named: Any) -> None:
+        """Add an event."""
+        self._made += 1
+        row = {"event_id": f"e{self._made}", "time": micros(at), "received": micros(at), "type": kind}
+        self.database.insert([(EVENTS, {**row, **named})])
+
+    def traffic(self, rates: dict[str, float], units: int, at: datetime, *, seed: int = 0, shown: int = 20) -> None:
+        """Add so many units an arm, one request each, and their clicks by the arm's rate."""
+        rng, rows = np.random.default_rng(seed), []
+        for arm, rate in rates.items():
+            for i in range(units):
+                self._made += 1
+                name = f"{arm}-{seed}-{i}"
+                one = {"experiment": self._experiment, "unit": name, "time": micros(at), "exposure_id": name}
+                rows.append((ASSIGNMENTS, {**one, "arm": arm, "request_id": name, "shown": shown}))
+                for place in np.flatnonzero(rng.random(shown) < rate).tolist():
+                    event = {
+                        "event_id": f"{name}-{place}",
+                        "time": micros(at) + 1000,
+                        "received": 0,
+                        "type": "click",
+                    }
+                    rows.append((EVENTS, {**event, "request_id": name, "candidate": place}))
+        self.database.insert(rows)
+
+
+def micros(at: datetime) -> int:
+    return round(at.timestamp() * 1e6)
+
+
+@pytest.fixture
+def filled(events_url: str) -> Iterator[Filled]:
+    """An empty database with tables, to be filled."""
+    database = Database(events_url)
+    database.create()
+    yield Filled(database)
+    database.close()

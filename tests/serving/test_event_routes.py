@@ -183,6 +183,33 @@ def test_an_experiment_deals_requests_to_its_arms(
     assert "experiments" not in other  # it is about another model
 
 
+def test_results_over_http_and_arms_that_are_paused_and_resumed(client: TestClient) -> None:
+    told = client.get("/v1/experiments/gates/results").json()
+    assert told["arms"][0]["role"] == "control" and told["arms"][2]["role"] == "shadow"
+    assert sum(arm["units"] for arm in told["arms"][:2]) == 15 and told["arms"][2]["requests"] == 30
+    assert sum(arm["shown"] for arm in told["arms"][:2]) == 150
+    assert client.get("/v1/experiments/gates/results?interval=fixed").json()["interval"] == "fixed"
+    assert client.get("/v1/experiments/gates/results?at=2020-01-01T00:00:00Z").json()["since"] is None
+    assert client.get("/v1/experiments/none/results").status_code == 404
+    assert client.get("/v1/experiments/gates/results?interval=never").status_code == 422
+
+    def arms() -> set[str]:
+        asked = (client.post("/v1/score", json={**BODY, "user": {"user_id": i}}).json() for i in range(15))
+        return {reply.get("experiments", {}).get("gates", "outside") for reply in asked}
+
+    path = "/v1/experiments/gates/arms/gated"
+    assert client.post(f"{path}/pause", json={"reason": "wrong prices"}).json()["paused"] is True
+    assert arms() == {"open", "outside"}
+    assert client.get("/v1/experiments/gates/results").json()["arms"][1]["paused"] == "wrong prices"
+    assert 'sluice_arm_paused{arm="gated",experiment="gates"} 1.0' in client.get("/metrics").text
+    assert client.post(f"{path}/resume", json={"reason": "right again"}).json()["paused"] is False
+    assert arms() == {"open", "gated"}
+    assert client.post(f"{path}/pause", json={}).status_code == 422
+    assert client.post(f"{path}/pause", json={"reason": ""}).status_code == 422
+    assert client.post("/v1/experiments/gates/arms/open/pause", json={"reason": "x"}).status_code == 404
+    assert client.post("/v1/experiments/none/arms/open/resume", json={"reason": "x"}).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("change", "status", "message"),
     [

@@ -1,0 +1,375 @@
+"""What a running experiment shows: rates of its arms, differences from the control, and what makes them doubtful.
+
+Results are of one stage: a span of time in which units were dealt in one way. They begin anew when shares change,
+when an arm is resumed and when a new version deals otherwise: sums over a change of shares would compare arms on
+different days.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ctr_models.errors import DataError
+from pipelines.experiments.experiment import Experiment, OnlineGuardrail, OnlineMetric
+from pipelines.experiments.rates import Sums, compare_rates, interval_of_rate, sample_ratio_p
+from pipelines.experiments.statistics import MIN_CLUSTERS, Difference
+from serving.database import Database
+from serving.experiments import Experiments, Pause, shares, state
+from serving.totals import Totals, totals
+
+Interval = Literal["sequential", "fixed"]
+METRICS: tuple[OnlineMetric, ...] = ("ctr", "conversion_rate")
+WINDOW = timedelta(days=1)
+SAMPLE_RATIO_ALPHA = 0.01
+FRESH_SECONDS, REST = 5.0, 20.0
+"""Results are used again for so many seconds, or for so many times as long as the database took."""
+MIXED_SHARE = 0.001
+"""Share of units in several arms from which on something is wrong; clocks of two servers differ a little."""
+
+
+class _Told(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Rate(_Told):
+    """Events per candidate shown; null before there is enough to tell."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class ArmResult(_Told):
+    """What an arm showed in this stage, and what came of it."""
+
+    name: str
+    role: Literal["control", "challenger", "shadow"]
+    share: float | None = Field(description="Of the units; none for a shadow arm.")
+    paused: str | None = Field(description="Why it serves nobody at present.")
+    paused_at: datetime | None
+    units: int
+    requests: int
+    shown: int = Field(description="Candidates.")
+    clicks: int = Field(description="Candidates clicked.")
+    conversions: int
+    ctr: Rate
+    conversion_rate: Rate
+
+
+class Effect(_Told):
+    """A challenger's rate minus the control's."""
+
+    arm: str
+    metric: OnlineMetric
+    value: float
+    low: float
+    high: float
+    p: float
+    confidence: float
+    verdict: Literal["better", "worse", "noise"]
+
+
+class GuardrailResult(_Told):
+    """Whether a challenger keeps a guardrail: surely, surely not, or not known yet."""
+
+    arm: str
+    metric: OnlineMetric
+    bound: float
+    state: Literal["kept", "broken", "undecided"]
+    reason: str
+
+
+class SampleRatio(_Told):
+    """Whether units came to the arms by their shares."""
+
+    expected: dict[str, float]
+    observed: dict[str, float]
+    p: float = Field(description="Valid at every look.")
+    mismatch: bool
+
+
+class Results(_Told):
+    """Results of an experiment's stage."""
+
+    experiment: str
+    version: int
+    state: str
+    primary: OnlineMetric
+    interval: Interval
+    since: datetime | None = Field(description="When the stage began.")
+    until: datetime
+    arms: list[ArmResult]
+    effects: list[Effect]
+    guardrails: list[GuardrailResult]
+    sample_ratio: SampleRatio | None
+    mixed_units: int = Field(description="Units that saw several arms; they count in none.")
+    problems: list[str] = Field(description="What makes the figures doubtful, in words.")
+    seconds: float = Field(description="That the database took.")
+
+
+def analyse(
+    database: Database,
+    kept: Experiments,
+    name: str,
+    *,
+    at: datetime | None = None,
+    interval: Interval = "sequential",
+    window: timedelta = WINDOW,
+) -> Results:
+    """Return the results of an experiment's present stage.
+
+    Args:
+        database: where exposures and events are.
+        kept: the experiments, as they were last read.
+        name: of the experiment.
+        at: results as they stood then, of the stage of then; None: now.
+        interval: ``sequential`` holds however often one looks; ``fixed`` for one look at a moment set beforehand.
+        window: after an exposure, in which its events count.
+
+    Raises:
+        ConfigError: no such experiment.
+        Unavailable: the database can't be read now.
+    """
+    kept.get(name)
+    now = at or datetime.now(UTC)
+    versions = [one for one in kept.versions(name) if one[1] <= now] or kept.versions(name)[:1]
+    version, _, experiment = versions[-1]
+    log = kept.pause_log(name)
+    since, until = stage(versions, log, now)
+    paused = {arm: pause for arm, pause in _latest(log, now).items() if pause.paused}
+    online = experiment.online
+    assert online is not None
+    begin = time.perf_counter()
+    found: dict[str, Totals] = {}
+    mixed = 0
+    dealt = shares(experiment, until)
+    if since is not None:
+        span: dict[str, Any] = {"since": since, "until": until, "window": window}
+        found, mixed = totals(database, name, list(dealt), **span)
+        if online.shadow:
+            found |= totals(database, name, online.shadow, **span, apart=True)[0]
+    seconds = time.perf_counter() - begin
+    live = {arm: found[arm] for arm in dealt if arm in found and arm not in paused}
+    alpha, sequential = experiment.decision.alpha, interval == "sequential"
+    differences: list[Difference] = []
+    for metric in METRICS:
+        differences += _differences(live, experiment.control, metric, alpha, sequential)
+    ratio = _sample_ratio(live, {arm: share for arm, share in dealt.items() if arm not in paused})
+    return Results(
+        experiment=name,
+        version=version,
+        state=state(experiment, now),
+        primary=online.primary,
+        interval=interval,
+        since=since,
+        until=until,
+        arms=[
+            _arm(arm.name, experiment, dealt, found.get(arm.name), paused.get(arm.name), alpha, sequential)
+            for arm in experiment.arms
+        ],
+        effects=[_effect(one) for one in differences],
+        guardrails=[
+            _guardrail(rail, one) for rail in online.guardrails for one in differences if one.metric == rail.metric
+        ],
+        sample_ratio=ratio,
+        mixed_units=mixed,
+        problems=_problems(live, ratio, mixed, dealt, paused),
+        seconds=seconds,
+    )
+
+
+def stage(
+    versions: list[tuple[int, datetime, Experiment]], log: list[tuple[str, Pause]], now: datetime
+) -> tuple[datetime | None, datetime]:
+    """Return when the present way to deal units began, None if it has not, and until when it is looked at.
+
+    Args:
+        versions: of the experiment, with the time of each.
+        log: every pause and resumption.
+        now: the time.
+    """
+    experiment = versions[-1][2]
+    online = experiment.online
+    assert online is not None
+    begun = versions[-1][1]
+    for _, created, version in reversed(versions):
+        if _dealing(version) != _dealing(experiment):
+            break
+        begun = created
+    if online.starts is not None:
+        begun = max(begun, online.starts)
+    begun = max([begun, *(one.at for one in online.ramp if one.at <= now)])
+    resumed = [_moment(pause.at) for _, pause in log if not pause.paused and _moment(pause.at) <= now]
+    begun = max([begun, *resumed])
+    until = now if online.ends is None else min(now, online.ends)
+    return (begun if begun < until else None), until
+
+
+def _dealing(experiment: Experiment) -> str:
+    """What of an experiment decides who sees what, but for shares that change with time."""
+    later = {"ramp", "ends", "primary", "guardrails"}
+    return experiment.model_dump_json(
+        include={"arms", "population", "allocation", "control", "online"}, exclude={"online": later}
+    )
+
+
+def _latest(log: list[tuple[str, Pause]], now: datetime) -> dict[str, Pause]:
+    return {arm: pause for arm, pause in log if _moment(pause.at) <= now}
+
+
+def _moment(micros: int) -> datetime:
+    return datetime.fromtimestamp(micros / 1e6, UTC)
+
+
+def _sums(one: Totals, metric: str) -> Sums:
+    return one.ctr if metric == "ctr" else one.conversion_rate
+
+
+def _differences(
+    live: Mapping[str, Totals], control: str, metric: OnlineMetric, alpha: float, sequential: bool
+) -> list[Difference]:
+    arms = {arm: _sums(one, metric) for arm, one in live.items() if one.units >= MIN_CLUSTERS}
+    if control not in arms:
+        return []
+    try:
+        return compare_rates(arms, control=control, metric=metric, alpha=alpha, sequential=sequential)
+    except DataError:  # nothing happened yet in the control
+        return []
+
+
+def _sample_ratio(live: Mapping[str, Totals], dealt: Mapping[str, float]) -> SampleRatio | None:
+    units = {arm: live[arm].units if arm in live else 0 for arm in dealt}
+    total, whole = sum(units.values()), sum(dealt.values())
+    if not total or len(dealt) < 2 or not whole:
+        return None
+    p = sample_ratio_p(units, dealt)
+    return SampleRatio(
+        expected={arm: share / whole for arm, share in dealt.items()},
+        observed={arm: count / total for arm, count in units.items()},
+        p=p,
+        mismatch=p < SAMPLE_RATIO_ALPHA,
+    )
+
+
+def _arm(
+    name: str,
+    experiment: Experiment,
+    dealt: Mapping[str, float],
+    found: Totals | None,
+    pause: Pause | None,
+    alpha: float,
+    sequential: bool,
+) -> ArmResult:
+    empty = Sums(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    one = found or Totals(0, 0, 0, 0, 0, empty, empty)
+    role: Any = "control" if name == experiment.control else "challenger" if name in dealt else "shadow"
+    return ArmResult(
+        name=name,
+        role=role,
+        share=dealt.get(name),
+        paused=None if pause is None else pause.reason,
+        paused_at=None if pause is None else _moment(pause.at),
+        units=one.units,
+        requests=one.requests,
+        shown=one.shown,
+        clicks=one.clicks,
+        conversions=one.conversions,
+        **{metric: _rate(_sums(one, metric), role, alpha, sequential) for metric in METRICS},
+    )
+
+
+def _rate(sums: Sums, role: str, alpha: float, sequential: bool) -> Rate:
+    if role == "shadow" or not sums.n:  # nobody saw what a shadow arm scored
+        return Rate(value=None)
+    try:
+        low, high = interval_of_rate(sums, alpha=alpha, sequential=sequential)
+    except DataError:
+        return Rate(value=sums.rate)
+    return Rate(value=sums.rate, low=low, high=high)
+
+
+def _effect(one: Difference) -> Effect:
+    told = {name: getattr(one, name) for name in ("metric", "value", "low", "high", "p", "confidence", "verdict")}
+    return Effect(arm=one.challenger, **told)
+
+
+def _guardrail(rail: OnlineGuardrail, one: Difference) -> GuardrailResult:
+    verdict: Any = "broken" if one.high < -rail.bound else "kept" if one.low >= -rail.bound else "undecided"
+    interval = f"[{one.low:+.4f}, {one.high:+.4f}]"
+    reason = f"{rail.metric} {one.value:+.4f} {interval} against the control, bound {rail.bound:g}"
+    return GuardrailResult(arm=one.challenger, metric=rail.metric, bound=rail.bound, state=verdict, reason=reason)
+
+
+def _problems(
+    live: Mapping[str, Totals],
+    ratio: SampleRatio | None,
+    mixed: int,
+    dealt: Mapping[str, float],
+    paused: Mapping[str, Pause],
+) -> list[str]:
+    found = []
+    if ratio is not None and ratio.mismatch:
+        shown = ", ".join(
+            f"{arm} {ratio.observed[arm]:.2%} instead of {share:.2%}" for arm, share in ratio.expected.items()
+        )
+        found.append(
+            f"SAMPLE RATIO MISMATCH (p = {ratio.p:.2g}): {shown}. Something keeps units from an arm: "
+            "no difference between the arms is to be trusted"
+        )
+    units = mixed + sum(one.units for one in live.values())
+    if units and mixed / units > MIXED_SHARE:
+        found.append(
+            f"UNITS IN SEVERAL ARMS: {mixed:,} of {units:,}, which count in none. "
+            "Servers deal by different versions, or by different clocks"
+        )
+    missing = [arm for arm, share in dealt.items() if share and arm not in live and arm not in paused]
+    if units and missing:
+        found.append(
+            f"nobody was served by {', '.join(missing)}: is its bundle loaded, with the gates that it names?"
+        )
+    return found
+
+
+class LiveResults:
+    """Results for whoever asks, computed one at a time, and kept for a while: the longer, the more they cost.
+
+    Args:
+        database: of its own, for long queries.
+        kept: the experiments.
+    """
+
+    def __init__(self, database: Database, kept: Experiments) -> None:
+        self.database, self.kept = database, kept
+        self._lock = asyncio.Lock()
+        self._cached: dict[str, tuple[float, int, Results]] = {}
+
+    async def get(self, name: str, *, interval: Interval = "sequential", at: datetime | None = None) -> Results:
+        """Return the results of an experiment.
+
+        Raises:
+            ConfigError: no such experiment.
+            Unavailable: the database can't be read now.
+        """
+        async with self._lock:
+            mark = hash(tuple(self.kept.paused(name).items()))
+            until, known, results = self._cached.get(name, (0.0, 0, None))
+            plain = at is None and interval == "sequential"
+            if plain and results is not None and known == mark and time.monotonic() < until:
+                return results
+            work = partial(analyse, self.database, self.kept, name, at=at, interval=interval)
+            results = await asyncio.to_thread(work)
+            if plain:
+                until = time.monotonic() + max(FRESH_SECONDS, REST * results.seconds)
+                self._cached[name] = until, mark, results
+            return results
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.database.close()

@@ -1,0 +1,57 @@
+"""``sluice experiments``."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import build_app
+from pipelines.experiments.experiment import Experiment
+from serving.experiments import Experiments
+
+
+@pytest.fixture
+def live(filled: Any) -> Any:
+    rails = [{"metric": "ctr", "bound": 0.02}]
+    tree = {"name": "gates", "control": "open", "arms": [{"name": "open"}, {"name": "gated"}]}
+    Experiments(filled.database).put(Experiment.from_tree({**tree, "online": {"guardrails": rails}}))
+    filled.traffic({"open": 0.2, "gated": 0.1}, 400, datetime.now(UTC) + timedelta(milliseconds=1))
+    return filled
+
+
+def test_results_check_pause_and_resume(live: Any) -> None:
+    url = (
+        live.database.engine.url.render_as_string()
+        if live.database._path is None
+        else f"sqlite:///{live.database._path}"
+    )
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(build_app(), ["experiments", *words, "--events", url])
+
+    told = run("results", "gates", "--json", "-")
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    assert [arm["units"] for arm in found["arms"]] == [400, 400]
+    assert found["effects"][0]["verdict"] == "worse" and "guardrail of gated: broken" in told.stderr
+    assert json.loads(run("results", "gates", "--interval", "fixed", "--json", "-").stdout)["interval"] == "fixed"
+    checked = run("check")
+    assert checked.exit_code == 1 and "gates: arm gated is paused. guardrail: ctr -0." in checked.stderr
+    assert run("check").exit_code == 0
+    assert "gated is paused since" in run("results", "gates").stdout
+    assert run("resume", "gates", "gated", "--reason", "mended").exit_code == 0
+    assert run("pause", "gates", "gated", "--reason", "broken again").exit_code == 0
+    assert "broken again" in run("results", "gates").stdout
+    wrong = run("results", "gate")
+    assert wrong.exit_code != 0 and "'gates'" in str(wrong.exception)
+
+
+def test_a_database_that_is_away_is_told() -> None:
+    told = CliRunner().invoke(
+        build_app(), ["experiments", "check", "--events", "postgresql://nobody@127.0.0.1:1/none"]
+    )
+    assert told.exit_code != 0 and "the database can't be used" in str(told.exception)

@@ -1,0 +1,101 @@
+"""Sums by unit and arm, as the database makes them: who counts, and for what."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from pipelines.experiments.rates import Sums
+from serving.totals import Totals, totals
+
+NOW = datetime(2026, 11, 10, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+ARMS = ("open", "gated")
+
+
+def summed(filled: Any, **more: Any) -> tuple[dict[str, Totals], int]:
+    span = {"since": NOW, "until": NOW + 48 * HOUR}
+    return totals(filled.database, "gates", ARMS, **{**span, **more})
+
+
+def test_sums_are_those_of_the_units(filled: Any) -> None:
+    rng = np.random.default_rng(0)
+    clicked: dict[str, list[tuple[int, int]]] = {"open": [], "gated": []}
+    for i in range(30):
+        arm, x, n = ARMS[i % 2], 0, 0
+        for _ in range(int(rng.integers(1, 5))):
+            shown = int(rng.integers(1, 20))
+            request = filled.show(arm, f"u{i}", NOW + HOUR, shown=shown)
+            for place in np.flatnonzero(rng.random(shown) < 0.3).tolist():
+                filled.happen(NOW + 2 * HOUR, request_id=request, candidate=place)
+                x += 1
+            n += shown
+        clicked[arm].append((x, n))
+    found, mixed = summed(filled)
+    assert mixed == 0
+    for arm, pairs in clicked.items():
+        x, n = np.array(pairs).T
+        assert found[arm].ctr == Sums.of(x, n)
+        assert (found[arm].units, found[arm].shown, found[arm].clicks) == (15, n.sum(), x.sum())
+        assert found[arm].conversion_rate == Sums.of(0 * x, n)
+
+
+def test_a_candidate_has_each_kind_of_event_once_and_only_within_the_window(filled: Any) -> None:
+    request = filled.show("open", "u", NOW + HOUR, shown=5)
+    for hours in (1, 2, 24.9):
+        filled.happen(NOW + hours * HOUR, request_id=request, candidate=2)
+    filled.happen(NOW + 2 * HOUR, "conversion", request_id=request, candidate=2)
+    filled.happen(NOW + 2 * HOUR, request_id=request, item="sun")
+    filled.happen(NOW + 57 / 60 * HOUR, request_id=request, candidate=3)  # of a clock that is behind
+    filled.happen(NOW + 0.5 * HOUR, request_id=request, candidate=4)
+    filled.happen(NOW + 26 * HOUR, request_id=request, candidate=4)
+    filled.happen(NOW + 2 * HOUR, request_id=request, candidate=5)  # there is no such place
+    filled.happen(NOW + 2 * HOUR, "skip", request_id=request, candidate=1)
+    filled.happen(NOW + 2 * HOUR, request_id="of nobody", candidate=1)
+    found, _ = summed(filled)
+    assert (found["open"].clicks, found["open"].conversions) == (3, 1)
+    assert summed(filled, window=2 * HOUR)[0]["open"].clicks == 3
+    assert summed(filled, window=timedelta(minutes=30))[0]["open"].clicks == 2
+    assert set(found) == {"open"}
+
+
+def test_an_event_of_unit_and_item_counts_for_the_last_exposure_of_the_unit(filled: Any) -> None:
+    for hours in (1, 3):
+        filled.show("gated", "u", NOW + hours * HOUR)
+    for hours in (0.9, 2, 2.5, 4):
+        filled.happen(NOW + hours * HOUR, "conversion", unit="u", item="sun")
+    filled.happen(NOW + 4 * HOUR, "conversion", unit="somebody", item="sun")
+    found, _ = summed(filled)
+    assert (found["gated"].conversions, found["gated"].requests) == (2, 2)
+
+
+def test_a_request_that_is_sent_again_and_again_has_its_event_once(filled: Any) -> None:
+    for minutes in range(50):
+        filled.show("open", "u", NOW + minutes * HOUR / 60, request="same")
+    for minutes in (10.5, 10.6, 20.5):
+        filled.happen(NOW + minutes * HOUR / 60, request_id="same", candidate=1)
+    found, _ = summed(filled)
+    # A clock may be behind by some minutes, so that what it says came before may have come after.
+    assert (found["open"].clicks, found["open"].requests, found["open"].units) == (2, 50, 1)
+
+
+def test_units_of_several_arms_count_in_none_and_other_stages_and_experiments_not_at_all(filled: Any) -> None:
+    for arm, unit in (("open", "u"), ("gated", "u"), ("gated", "v")):
+        filled.happen(NOW + 2 * HOUR, request_id=filled.show(arm, unit, NOW + HOUR), candidate=0)
+    early = filled.show("open", "w", NOW - HOUR)
+    filled.happen(NOW + HOUR, request_id=early, candidate=0)
+    other = type(filled)(filled.database, "other")
+    other.show("open", "w", NOW + HOUR, request="elsewhere")
+    found, mixed = summed(filled)
+    assert (set(found), mixed, found["gated"].clicks, found["gated"].units) == ({"gated"}, 1, 1, 1)
+    late, _ = summed(filled, since=NOW - 2 * HOUR, until=NOW + 0.5 * HOUR)
+    assert (late["open"].units, late["open"].clicks) == (1, 0)
+
+
+def test_shadow_arms_see_every_unit(filled: Any) -> None:
+    for arm in ARMS:
+        filled.show(arm, "u", NOW + HOUR)
+    found, mixed = summed(filled, apart=True)
+    assert mixed == 0 and {arm: one.requests for arm, one in found.items()} == dict.fromkeys(ARMS, 1)
