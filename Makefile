@@ -6,6 +6,7 @@ SHELL := bash
 
 VENV ?= .venv
 AIRFLOW_VENV ?= .venv-airflow
+AUDIT_VENV ?= .venv-audit
 DATA ?=
 # Extra words for pytest, for example: make test ARGS="-k gates"
 ARGS ?=
@@ -56,9 +57,13 @@ docs: $(VENV)/.ready ## Write the generated part of the documentation
 airflow-test: $(VENV)/.ready-test $(AIRFLOW_VENV)/.ready ## Run the daily DAG for one day on SQLite, in Airflow's own environment
 	@$(BIN)/python -m pytest tests/airflow_dags --airflow $(AIRFLOW_VENV) -s $(ARGS)
 
+.PHONY: audit
+audit: $(VENV)/.ready $(AUDIT_VENV)/.ready ## Ask public databases for known vulnerabilities of the pinned versions
+	@$(BIN)/python deploy/audit.py $(AUDIT_VENV)/bin/pip-audit || [ $$? = 75 ]
+
 .PHONY: clean
-clean: ## Remove both environments and every cache
-	@rm -rf $(VENV) $(AIRFLOW_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## Remove all environments and every cache
+	@rm -rf $(VENV) $(AIRFLOW_VENV) $(AUDIT_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The shim comes first, so that pip takes the CPU build of fbgemm (see deploy/shim/fbgemm-gpu/pyproject.toml).
@@ -77,4 +82,9 @@ $(AIRFLOW_VENV)/.ready: deploy/airflow/requirements.txt deploy/airflow/constrain
 	@deploy/make-venv $(AIRFLOW_VENV)
 	@echo "Installing Airflow into $(AIRFLOW_VENV): about a minute."
 	@$(AIRFLOW_VENV)/bin/python $(PIP) -c deploy/airflow/constraints.txt -r deploy/airflow/requirements.txt
+	@touch $@
+
+$(AUDIT_VENV)/.ready:
+	@deploy/make-venv $(AUDIT_VENV)
+	@$(AUDIT_VENV)/bin/python $(PIP) pip-audit==2.10.1
 	@touch $@
