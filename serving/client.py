@@ -10,13 +10,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ctr_models.errors import ArtifactError
+from ctr_models.errors import ArtifactError, RequestError
 
 if TYPE_CHECKING:
     import httpx
+
+_BATCH = "/v1/score:batch"
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -103,3 +106,70 @@ def _wait(process: subprocess.Popen[bytes], client: httpx.Client, log: Path, tim
         f"ended with code {process.poll()}" if process.poll() is not None else f"was not ready in {timeout:.0f} s"
     )
     raise ArtifactError(f"the server {what}: {lines[-1] if lines else 'no output'}", where=str(log))
+
+
+def score(
+    server: httpx.Client, requests: Sequence[Mapping[str, Any]], *, arrow: bool = False
+) -> list[dict[str, Any]]:
+    """Ask for the scores of many requests in one call of ``/v1/score:batch``.
+
+    Args:
+        server: with its address, and the key if one is needed.
+        requests: the fields of ``/v1/score``; candidates may be a polars frame, which Arrow sends as it is.
+        arrow: send and take Arrow, not JSON: quicker for many candidates.
+
+    Returns:
+        a reply each: ``status``, and ``scores`` or ``detail``. Of Arrow, scores are an array, (N,) float32.
+
+    Raises:
+        RequestError: the call as a whole was refused.
+    """
+    if arrow:
+        kind = "application/vnd.apache.arrow.stream"
+        reply = server.post(_BATCH, content=_stream(requests), headers={"Content-Type": kind, "Accept": kind})
+    else:
+        reply = server.post(_BATCH, json={"requests": [_plain(request) for request in requests]})
+    if reply.status_code != 200:
+        problem = reply.json()["detail"][0]
+        raise RequestError(problem["msg"], where=".".join(map(str, problem["loc"])))
+    if not arrow:
+        return list(reply.json()["replies"])
+    import pyarrow as pa
+
+    batch = pa.ipc.open_stream(reply.content).read_next_batch()
+    replies = batch.drop_columns(["scores"]).to_pylist(maps_as_pydicts="strict")
+    told = [{name: value for name, value in one.items() if value is not None} for one in replies]
+    for one, scores in zip(told, batch["scores"], strict=True):
+        if scores.is_valid:
+            one["scores"] = scores.values.to_numpy()
+    return told
+
+
+def _plain(request: Mapping[str, Any]) -> dict[str, Any]:
+    candidates = request["candidates"]
+    return {**request, "candidates": candidates if isinstance(candidates, list) else candidates.to_dicts()}
+
+
+def _stream(requests: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return requests as an Arrow stream of one record batch, a row each."""
+    import polars as pl
+    import pyarrow as pa
+
+    rest = [{name: value for name, value in one.items() if name != "candidates"} for one in requests]
+    frames = [
+        c if isinstance(c := one["candidates"], pl.DataFrame) else pl.from_dicts(c, infer_schema_length=None)
+        for one in requests
+    ]
+    table = pl.concat(frames, how="diagonal_relaxed").rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    rows = pa.array([{}] * len(table), pa.struct([]))
+    if table.num_columns:
+        columns = [pa.concat_arrays(column.chunks) for column in table.columns]
+        rows = pa.StructArray.from_arrays(columns, names=table.column_names)
+    offsets = pa.array([0, *accumulate(map(len, frames))], pa.int32())
+    fields = pa.RecordBatch.from_pylist(rest) if any(rest) else pa.record_batch({})
+    given = dict(zip(fields.schema.names, fields.columns, strict=True))
+    batch = pa.record_batch({**given, "candidates": pa.ListArray.from_arrays(offsets, rows)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
