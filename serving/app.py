@@ -131,7 +131,6 @@ def _intake(settings: Settings) -> Intake:
         requests=settings.max_requests,
         body_bytes=settings.max_body_bytes,
         held_bytes=settings.held_bytes,
-        seconds=settings.receive_seconds,
     )
 
 

@@ -1,4 +1,4 @@
-"""Connections within limits: heads that are too large or too slow, clients that do not read, too many of them.
+"""Connections within limits: heads that are too large, requests that are too slow, answers that are not read.
 
 uvicorn's protocol for HTTP/1.1 leaves these to a proxy; a server that is reached directly needs them itself.
 """
@@ -20,7 +20,7 @@ class Connection(HttpToolsProtocol):
     """uvicorn's protocol with limits; :func:`protocol` sets them.
 
     Attributes:
-        seconds: that a head may take to arrive, and an answer to be read.
+        seconds: that a head may take to arrive, then its body, and an answer to be read.
         most: connections of the process; those beyond are closed at once.
     """
 
@@ -50,7 +50,7 @@ class Connection(HttpToolsProtocol):
             return
         if self._head and self._size > HEAD_BYTES:
             self._end(431)
-        elif self._timer is None and (self._head or self.cycle.response_complete):
+        elif self._timer is None:
             self._arm()
 
     def on_headers_complete(self) -> None:
@@ -100,7 +100,7 @@ class Connection(HttpToolsProtocol):
             self._timer = None
 
     def _late(self) -> None:
-        if self._head:
+        if self._head or not self.cycle.response_started:
             self._end(408)
         else:
             self.transport.close()  # a body that nobody waits for: its request is answered
@@ -111,7 +111,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         message, kind = _PROBLEMS[status]
-        content: dict[str, Any] = {"detail": [{"loc": ["header"], "msg": message, "type": kind}], "request_id": ""}
+        content: dict[str, Any] = {"detail": [{"loc": [], "msg": message, "type": kind}], "request_id": ""}
         body = json.dumps(content).encode()
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
         head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
@@ -121,7 +121,7 @@ class Connection(HttpToolsProtocol):
 
 _PROBLEMS = {
     400: ("this is no HTTP/1.1 request", "http_invalid"),
-    408: ("the head of the request did not arrive in time", "too_slow"),
+    408: ("the request did not arrive in time", "too_slow"),
     431: (f"the request's line and headers are larger than {HEAD_BYTES:,} bytes", "head_too_large"),
 }
 

@@ -1,9 +1,8 @@
-"""What is let in: how many requests and bytes at once, how large and how slow a body, of which type, from where."""
+"""What is let in: how many requests and bytes at once, how large a body, of which type, and from where."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,7 +25,6 @@ class Intake:
         requests: with a body, in hand at once.
         body_bytes: of one body.
         held_bytes: of all bodies in hand; each counts until its request is answered.
-        seconds: that a body may take to arrive.
 
     Attributes:
         in_hand: requests that are being read or answered.
@@ -36,51 +34,45 @@ class Intake:
     requests: int
     body_bytes: int
     held_bytes: int
-    seconds: float
     in_hand: int = field(default=0, init=False)
     held: int = field(default=0, init=False)
 
     async def read(self, request: Request, types: tuple[str, ...] = (JSON,)) -> bytes:
-        """Return the body; of one that is too large no more than is allowed is ever held.
+        """Return the body of a request, as :meth:`take` does, without its type."""
+        return (await self.take(request, types))[1]
+
+    async def take(self, request: Request, types: tuple[str, ...]) -> tuple[str, bytes]:
+        """Return the type and the body of a request; of one that is too large no more than is allowed is held.
+
+        How long it may take to arrive is the business of :class:`serving.connections.Connection`.
 
         Args:
             request: with its headers; :class:`Admit` has let it in.
             types: that the body may have; one that names none is read as the first.
 
         Raises:
-            Refused: 408 too slow, 413 too large, 415 another type or an encoding, 503 too much is held already.
+            Refused: 413 too large, 415 another type or an encoding, 503 too much is held already.
         """
         headers = dict(request.scope["headers"])
-        content_type(request, types)
+        kind = content_type(headers, types)
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            message = "send the body as it is, without Content-Encoding"
-            raise Refused.of(
-                415,
-                _header("Content-Encoding"),
-                message,
-                "content_encoding",
-                headers={"Accept-Encoding": "identity"},
-            )
+            message, plain = "send the body as it is, without Content-Encoding", {"Accept-Encoding": "identity"}
+            raise Refused.of(415, _header("Content-Encoding"), message, "content_encoding", headers=plain)
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and (len(declared) > 18 or int(declared) > self.body_bytes):
             raise self._too_large()
         parts: list[bytes] = []
         size, state = 0, request.scope["state"]
-        try:
-            async with asyncio.timeout(self.seconds):
-                async for part in request.stream():
-                    size += len(part)
-                    self.held += len(part)
-                    state["held"] = size
-                    if size > self.body_bytes:
-                        raise self._too_large()
-                    if self.held > self.held_bytes:
-                        raise overloaded(1)
-                    parts.append(part)
-        except TimeoutError:
-            message = f"the body did not arrive within {self.seconds:g} seconds"
-            raise Refused.of(408, ("body",), message, "too_slow", headers={"Connection": "close"}) from None
-        return b"".join(parts)
+        async for part in request.stream():
+            size += len(part)
+            self.held += len(part)
+            state["held"] = size
+            if size > self.body_bytes:
+                raise self._too_large()
+            if self.held > self.held_bytes:
+                raise overloaded(1)
+            parts.append(part)
+        return kind, b"".join(parts)
 
     def _too_large(self) -> Refused:
         # What was not read can't be skipped politely, so the connection ends with the answer.
@@ -144,21 +136,23 @@ def cross_origin(scope: Scope) -> Refused | None:
     return Refused.of(403, _header("Origin"), "pages of other origins may not call this server", "cross_origin")
 
 
-def content_type(request: Request, types: tuple[str, ...] = (JSON, ARROW)) -> str:
+def content_type(headers: Mapping[bytes, bytes], types: tuple[str, ...]) -> str:
     """Return the type of a body, without its parameters; the first of ``types`` if it names none.
 
     Raises:
         Refused: 415, it is none of them, or text that is not UTF-8.
 
     Example:
-        >>> headers = [(b"content-type", b"Application/JSON; charset=utf-8")]
-        >>> content_type(Request({"type": "http", "headers": headers}))
+        >>> content_type({b"content-type": b"Application/JSON; charset=utf-8"}, (JSON,))
         'application/json'
     """
-    given = next((value for name, value in request.scope["headers"] if name == b"content-type"), None)
+    given = headers.get(b"content-type")
     if given is None:
         return types[0]
-    kind, _, parameters = given.decode("latin-1").partition(";")
+    kind = given.decode("latin-1")
+    if kind in types:
+        return kind
+    kind, _, parameters = kind.partition(";")
     kind, parameters = kind.strip().lower(), parameters.lower().replace('"', "").replace(" ", "")
     if kind in types and (not parameters.startswith("charset=") or parameters in ("charset=utf-8", "charset=utf8")):
         return kind

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Header, Query, Request, Response
 from pydantic import WithJsonSchema
 
 from serving import arrow
-from serving.limits import ARROW, JSON, Intake, content_type
+from serving.limits import ARROW, JSON, Intake
 from serving.openapi import BATCH_PATH, SCORE_PATH
 from serving.schemas import BatchResponse, Problems, Question, Refused, ScoreResponse, parse_batch, parse_request
 from serving.scoring import Answer, Scoring
@@ -59,9 +59,9 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         scoring.models.scorer(model)  # before a body is read that nobody can answer
         state = request.state
         deadline = _deadline(x_deadline_ms, state.arrived)
-        body = await intake.read(request, TYPES)
+        kind, body = await intake.take(request, TYPES)
         state.stages.end("read")
-        if content_type(request) == ARROW:
+        if kind == ARROW:
             (asked,) = arrow.parse(body, max_requests=1, max_candidates=most, most=most)
             if isinstance(asked, Refused):
                 raise asked
@@ -92,9 +92,9 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         scoring.models.scorer(model)
         state = request.state
         deadline = _deadline(x_deadline_ms, state.arrived)
-        body = await intake.read(request, TYPES)
+        kind, body = await intake.take(request, TYPES)
         state.stages.end("read")
-        parse = arrow.parse if content_type(request) == ARROW else parse_batch
+        parse = arrow.parse if kind == ARROW else parse_batch
         asked = parse(body, max_requests=per_batch, max_candidates=most, most=together)
         if "owe" in state._state:
             state.owe(len(asked) - 1)

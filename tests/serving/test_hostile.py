@@ -211,6 +211,13 @@ REQUESTS: list[tuple[str, bytes | list[bytes], int, str]] = [
     ("DELETE", http(method="DELETE"), 405, ""),
     ("TRACE", http(method="TRACE"), 405, ""),
     ("a socket", http(path="/v1/score", method="GET", upgrade="websocket", connection="upgrade"), 405, ""),
+    # Arrow and batches
+    ("Arrow that is none", http(b"\xff\xff\xff\xff" + b"\x10" * 100, content_type="application/vnd.apache.arrow.stream"), 422, "arrow_invalid"),
+    ("Arrow with a length of 2 GB", http(b"\xff\xff\xff\xff\xff\xff\xff\x7f", content_type="application/vnd.apache.arrow.stream"), 422, "arrow_invalid"),
+    ("Arrow without a byte", http(content_type="application/vnd.apache.arrow.stream"), 422, "arrow_invalid"),
+    ("a batch of 257", http(b'{"requests": [' + b"{}," * 256 + b"{}]}", "/v1/score:batch"), 422, "too_many_requests"),
+    ("a batch of 50,000 brackets", http(b'{"requests": [' + b"[" * 50_000, "/v1/score:batch"), 422, "json_invalid"),
+    ("a batch that is a request", http(GOOD, "/v1/score:batch"), 422, "missing"),
     # The Open Inference Protocol
     ("tensors without JSON", http(b"\xff", "/v2/models/bundle/infer"), 400, ""),
     ("a model of another name", tensor("/v2/models/..%2f..%2fetc/infer"), 404, ""),

@@ -13,17 +13,15 @@ from serving.schemas import Refused
 
 
 def intake(**change: Any) -> Intake:
-    return Intake(**{"requests": 2, "body_bytes": 100, "held_bytes": 150, "seconds": 5.0, **change})
+    return Intake(**{"requests": 2, "body_bytes": 100, "held_bytes": 150, **change})
 
 
-def request(*parts: bytes, hang: bool = False, **headers: str) -> Request:
-    """A request whose body comes in parts, and perhaps never ends."""
+def request(*parts: bytes, **headers: str) -> Request:
+    """A request whose body comes in parts."""
     messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     messages.append({"type": "http.request", "body": b"", "more_body": False})
 
     async def receive() -> Any:
-        if hang and len(messages) == 1:
-            await asyncio.sleep(60)
         return messages.pop(0)
 
     given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
@@ -43,10 +41,9 @@ def test_a_body_is_read_whole() -> None:
     assert door.held == 3
 
 
-def test_too_large_too_slow_too_much() -> None:
+def test_too_large_and_too_much() -> None:
     assert refused(intake(), request(b"x" * 60, b"x" * 60)) == (413, "too_large")
     assert refused(intake(), request(content_length="101")) == (413, "too_large")
-    assert refused(intake(seconds=0.05), request(b"x", hang=True)) == (408, "too_slow")
     door = intake()
     asyncio.run(door.read(request(b"x" * 90)))
     assert refused(door, request(b"x" * 90)) == (503, "overloaded")
@@ -56,8 +53,8 @@ def test_types_and_encodings() -> None:
     assert refused(intake(), request(b"x", content_type=ARROW)) == (415, "content_type")
     assert refused(intake(), request(b"x", content_encoding="br")) == (415, "content_encoding")
     asyncio.run(intake().read(request(b"x", content_encoding="identity")))
-    assert content_type(request(content_type=ARROW), (JSON, ARROW)) == ARROW
-    assert content_type(request(), (JSON, ARROW)) == JSON
+    assert content_type({b"content-type": ARROW.encode()}, (JSON, ARROW)) == ARROW
+    assert content_type({}, (JSON, ARROW)) == JSON
 
 
 @pytest.mark.parametrize("ends", ["well", "error", "gone"])
