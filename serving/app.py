@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from serving import event_routes, open_inference, score_routes
+from serving import event_routes, open_inference, score_routes, ui
 from serving.batching import Batcher, Limits
 from serving.database import Database
 from serving.drain import Drain, Draining
@@ -111,6 +111,7 @@ def create_app(
     if traffic is not None:
         assert outcomes is not None
         event_routes.add_routes(app, traffic, intake.read, outcomes.took)
+    ui.add_routes(app, lambda: readiness(models, features, traffic, drain), traffic)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
 

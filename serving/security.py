@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import logging
@@ -33,6 +34,8 @@ SCOPES: tuple[str, ...] = Scope.__args__  # type: ignore[attr-defined]
 
 OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
 """Paths that need no key: a load balancer asks them, and they tell nothing of the data."""
+PAGE = "/ui"
+"""The one path that also takes a key as a password, as browsers ask for it. It only tells, and changes nothing."""
 _PREFIXES: tuple[tuple[str, Scope], ...] = (("/v1/score", "score"), ("/v2/", "score"), ("/v1/events", "events"))
 _TOKEN = re.compile(r"sluice_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 _NOBODY = "0" * 64
@@ -228,6 +231,7 @@ class Guard:
     """ASGI middleware: lets a request pass if its key may do what the path asks for.
 
     The key comes as ``Authorization: Bearer <key>`` or ``X-API-Key: <key>``. What no rule names needs ``admin``.
+    For the page at ``/ui`` a key may also come as the password of HTTP's basic scheme, which browsers speak.
     A request that is turned away is not read. Wrong keys from one address are told so ``GUESSES`` times at once and
     as often a minute, then only to slow down; a right key is never held up by the wrong ones of others behind the
     same proxy.
@@ -260,6 +264,9 @@ class Guard:
         headers = Headers(scope=scope)
         kind, _, bearer = headers.get("authorization", "").partition(" ")
         token = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        page = scope["path"] == PAGE
+        if page and kind.lower() == "basic":
+            token = _password(bearer)
         key = keys.find(token)
         if key is None:
             seconds = self.guesses.take((scope.get("client") or ("",))[0], GUESSES / 60, GUESSES) if token else 0.0
@@ -267,7 +274,8 @@ class Guard:
                 raise _refused(429, "too many wrong keys from this address", "rate_limited", _after(seconds))
             message = "the key is unknown or has expired" if token else "a key is needed"
             message += "; send one as Authorization: Bearer <key>"
-            raise _refused(401, message, "unauthorized", {"WWW-Authenticate": "Bearer"})
+            asked = 'Basic realm="Sluice: an admin key as password", charset="UTF-8"' if page else "Bearer"
+            raise _refused(401, message, "unauthorized", {"WWW-Authenticate": asked})
         scope["state"]["key"] = key.id
         needed = needed_scope(scope["path"])
         if not key.allows(needed):
@@ -276,6 +284,14 @@ class Guard:
         if seconds:
             raise _refused(429, f"more than {key.rate:g} requests a second", "rate_limited", _after(seconds))
         return key
+
+
+def _password(basic: str) -> str:
+    """Return the password of HTTP's basic scheme; empty if it is none."""
+    try:
+        return base64.b64decode(basic.strip(), validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _refused(status: int, message: str, kind: str, headers: dict[str, str]) -> Refused:

@@ -138,9 +138,8 @@ def _credited(
     skew = SKEW // timedelta(microseconds=1) if by_request else 0
 
     def meets(exposure: Any) -> sa.ColumnElement[bool]:
-        if by_request:
-            return exposure.c.request_id == events.c.request_id
-        return sa.and_(events.c.request_id.is_(None), exposure.c.unit == events.c.unit)
+        pair = "request_id" if by_request else "unit"
+        return exposure.c[pair] == events.c[pair]
 
     # Seeks the last exposure before the event: a request id that somebody uses again and again costs no more.
     last = (
@@ -152,14 +151,14 @@ def _credited(
     item = sa.literal("item ").concat(events.c.item)
     credited = sa.and_(
         meets(touched),
-        touched.c.experiment.concat("") == experiment,
+        (touched.c.experiment.concat("") if by_request else touched.c.experiment) == experiment,
         touched.c.arm.in_(arms),
         touched.c.time == last,
         events.c.time <= touched.c.time + window,
         sa.or_(events.c.candidate.is_(None), events.c.candidate < touched.c.shown),
     )
     # SQLite keeps no statistics. The outer join lets it start with the events (those that count for nothing have no
-    # unit), and a text that no index holds keeps it from reading the whole experiment for each of them.
+    # unit), and a text that no index holds keeps it from reading the whole experiment for each request.
     return (
         sa.select(
             events.c.type,
@@ -168,7 +167,12 @@ def _credited(
             sa.func.coalesce(sa.cast(events.c.candidate, sa.String), item).label("place"),
         )
         .join_from(events, touched, credited, isouter=True)
-        .where(events.c.type.in_(["click", "conversion"]), events.c.time >= since - skew, events.c.time < until)
+        .where(
+            events.c.type.in_(["click", "conversion"]),
+            events.c.time >= since - skew,
+            events.c.time < until,
+            events.c.request_id.is_not(None) if by_request else events.c.request_id.is_(None),
+        )
     )
 
 

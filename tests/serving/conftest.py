@@ -97,3 +97,9 @@ def filled(events_url: str) -> Iterator[Filled]:
     database.create()
     yield Filled(database)
     database.close()
+
+
+@pytest.fixture
+def fill() -> type[Filled]:
+    """Fills a database that a server has."""
+    return Filled
