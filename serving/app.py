@@ -30,6 +30,7 @@ from serving.schemas import Refused
 from serving.scoring import Scoring
 from serving.security import Guard, Keyring
 from serving.settings import Settings
+from serving.siblings import Place, Siblings
 from serving.tracing import Tracing
 from serving.traffic import Traffic
 
@@ -39,6 +40,7 @@ def create_app(
     *,
     on_ready: Callable[[Models], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
+    place: Place | None = None,
 ) -> FastAPI:
     """Make the application. It answers at once, and scores as soon as its bundles are loaded and verified.
 
@@ -48,6 +50,7 @@ def create_app(
         settings: of the deployment.
         on_ready: called once every slot has its bundle.
         on_failure: called if one can't be loaded; the application then stays unready and says why.
+        place: among other workers of the server; the application then begins when its bundles are loaded.
     """
     metrics = Metrics()
 
@@ -66,6 +69,7 @@ def create_app(
     # A connection of its own: what it looks up keeps nobody waiting.
     outcomes = None if settings.events_url is None else Outcomes(Database(settings.events_url), metrics.outcomes)
     drain = Drain()
+    siblings = None if place is None else Siblings(place, metrics)
     metrics.in_hand.set_function(lambda: drain.in_hand)
 
     tracing = (
@@ -74,11 +78,17 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        living = asyncio.create_task(_live(models, features, on_ready, on_failure))
+        loaded = asyncio.Event()
+        living = asyncio.create_task(_live(models, features, loaded, on_ready, on_failure))
         following = [asyncio.create_task(one.watch()) for one in (features, traffic, outcomes) if one is not None]
         try:
+            if siblings is not None:
+                await loaded.wait()
+                await siblings.open()
             yield
         finally:
+            if siblings is not None:
+                await siblings.close()
             tasks = [living, *following]
             for task in tasks:
                 task.cancel()
@@ -96,6 +106,7 @@ def create_app(
     app = FastAPI(title="Sluice", version=version("sluice"), lifespan=lifespan, redoc_url=None)
     app.state.models, app.state.batcher, app.state.metrics = models, batcher, metrics
     app.state.features, app.state.traffic, app.state.drain = features, traffic, drain
+    app.state.siblings = siblings
     keys = None if settings.keys is None else Keyring(settings.keys)
     intake = _intake(settings)
     app.add_middleware(Admit, intake=intake, count=lambda kind: metrics.errors.labels(kind).inc())
@@ -122,7 +133,7 @@ def _limits(settings: Settings) -> Limits:
         milliseconds=settings.batch_ms,
         queue_rows=settings.queue_rows,
         queue_milliseconds=settings.queue_ms,
-        threads=settings.workers,
+        threads=settings.threads,
         inline_milliseconds=settings.inline_ms,
     )
 
@@ -144,6 +155,7 @@ def _features(settings: Settings) -> OnlineFeatures | None:
 async def _live(
     models: Models,
     features: OnlineFeatures | None,
+    loaded: asyncio.Event,
     on_ready: Callable[[Models], None] | None,
     on_failure: Callable[[Exception], None] | None,
 ) -> None:
@@ -156,6 +168,8 @@ async def _live(
         if on_failure is not None:
             on_failure(error)
         return
+    finally:
+        loaded.set()
     if on_ready is not None:
         on_ready(models)
     await models.watch()
@@ -186,7 +200,9 @@ def _add_routes(app: FastAPI) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def exposition() -> Response:
-        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+        siblings: Siblings | None = app.state.siblings
+        told = metrics.exposition() if siblings is None else await siblings.exposition()
+        return Response(told, media_type=CONTENT_TYPE_LATEST)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

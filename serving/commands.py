@@ -47,7 +47,10 @@ def serve(
         typer.Option(help="Keep exposures, events and experiments: sqlite:///runs/events.db, or postgresql://."),
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="JSON file of API keys. [default: everyone may score]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Forward passes at once, a core each. [default: 1]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that share the port. [default: 1]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Forward passes at once in each, a core each. [default: 1]")
+    ] = None,
     max_candidates: Annotated[int | None, typer.Option(help="Most candidates a request. [default: 2000]")] = None,
     parent: Annotated[
         int | None, typer.Option(help="End when this parent process does, even if it is killed.")
@@ -60,7 +63,7 @@ def serve(
     from serving.server import run
     from serving.settings import Settings
 
-    run(
+    code = run(
         Settings.from_env(
             model=model or None,
             host=host,
@@ -70,7 +73,10 @@ def serve(
             events_url=events,
             keys=keys,
             workers=workers,
+            threads=threads,
             max_candidates=max_candidates,
             parent=parent,
         )
     )
+    if code:
+        raise typer.Exit(code)

@@ -77,20 +77,35 @@ class Sampler:
         return self._below == 2**32 or zlib.crc32(request_id.encode()) < self._below
 
 
-def set_up(kind: Format = "auto", level: str = "info") -> None:
+def set_up(kind: Format = "auto", level: str = "info", *, worker: int | None = None) -> None:
     """Send the records of the server and of uvicorn to stderr.
 
     Args:
         kind: ``auto`` is text on a terminal, and JSON elsewhere.
         level: of what is told, from ``debug`` to ``error``.
+        worker: the number of this process, if there are several; each line has it.
     """
     handler = logging.StreamHandler()
+    if worker is not None:
+        handler.addFilter(_Worker(worker))
     plain = kind == "text" or (kind == "auto" and sys.stderr.isatty())
     handler.setFormatter(Text() if plain else Json())
     for name, least in (("sluice", level.upper()), ("uvicorn", max(logging.WARNING, _number(level)))):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(least)
+
+
+class _Worker(logging.Filter):
+    """Adds the worker's number to the fields of each record."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.fields = {**getattr(record, "fields", {}), "worker": self._number}
+        return True
 
 
 def _number(level: str) -> int:

@@ -1,15 +1,19 @@
-"""One server process: takes the port, loads the model, serves, and stops politely."""
+"""The server: takes the port, loads the models, serves in one process or several, and stops politely."""
 
 from __future__ import annotations
 
 import errno
+import gc
 import ipaddress
+import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from rich.console import Console
@@ -17,66 +21,146 @@ from rich.text import Text
 
 from ctr_models.errors import ConfigError
 from serving import logs
-from serving.app import create_app
-from serving.connections import protocol
-from serving.models import Models
+from serving.drain import Drain
 from serving.settings import Settings
+from serving.siblings import Place
+from serving.workers import Cards, Workers
+
+log = logging.getLogger("sluice.server")
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; requests in flight are answered first.
+
+    Returns:
+        the exit code: 0, or 1 if a worker did not end well or in time.
 
     Raises:
         ConfigError: the address can't be listened on.
         ArtifactError: the model can't be loaded.
     """
     logs.set_up(settings.log_format, settings.log_level)
-    screen = Console(stderr=True)
-    listener = listen(settings.host, settings.port)
-    host, port = listener.getsockname()[:2]
+    gc.freeze()
+    with listen(settings.host, settings.port) as listener:
+
+        def ready(cards: Cards) -> None:
+            _show(settings, listener, cards)
+
+        if settings.workers > 1:
+            return Workers(settings, listener, ready).run()
+        if settings.parent is not None:
+            threading.Thread(target=_follow, args=(settings.parent,), daemon=True).start()
+        serve(settings, listener, ready)
+    return 0
+
+
+def serve(
+    settings: Settings, listener: socket.socket, on_ready: Callable[[Cards], None], *, place: Place | None = None
+) -> None:
+    """Serve in this process.
+
+    Args:
+        settings: of the deployment.
+        listener: a listening socket.
+        on_ready: called with the models' cards once all are loaded.
+        place: among other workers, if there are any; connections then wait until the models are loaded.
+
+    Raises:
+        ArtifactError: a model can't be loaded.
+    """
+    from serving.app import create_app
+    from serving.connections import protocol
+    from serving.models import Models
+
+    # What was imported is never garbage: collections leave it out, the one at the end too, which took seconds.
+    gc.freeze()
     failures: list[Exception] = []
 
     def ready(models: Models) -> None:
-        address = f"http://{host}:{port}" if ":" not in host else f"http://[{host}]:{port}"
-        for slot in models.slots:
-            card = models.scorer(slot).card
-            shown = f"{card.name} version {card.version}" if card.version is not None else card.name
-            where = f" as {slot}" if len(models.slots) > 1 else ""
-            line = Text.assemble(
-                (shown, "bold"), f" ({card.hash[:12]}){where} on ", (address, "bold cyan"), ", docs at /docs"
-            )
-            screen.print(line, soft_wrap=True)
-        if settings.keys is None and not ipaddress.ip_address(host).is_loopback:
-            screen.print("[yellow]Whoever reaches this address may use it:[/] give --keys, see sluice keys --help")
+        on_ready([{"slot": name, **models.scorer(name).card.model_dump()} for name in models.slots])
 
     def failed(error: Exception) -> None:
         failures.append(error)
         server.should_exit = True
+        if place is not None:
+            server.lifespan.should_exit = True  # not one connection is taken
 
-    app = create_app(settings, on_ready=ready, on_failure=failed)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=protocol(seconds=settings.receive_seconds, most=settings.max_connections),
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
-            server_header=False,
-        )
+    app = create_app(settings, on_ready=ready, on_failure=failed, place=place)
+    config = uvicorn.Config(
+        app,
+        http=protocol(seconds=settings.receive_seconds, most=settings.max_connections),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,  # nothing is in hand by then, unless its time is up
+        server_header=False,
     )
-
-    def stop(*_: Any) -> None:
-        server.should_exit = True
-
-    # uvicorn raises the signal once more after it has stopped; with a handler of ours that means exit code 0.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    if settings.parent is not None:
-        threading.Thread(target=_follow, args=(settings.parent,), daemon=True).start()
-    with listener:
+    server = _Server(config, app.state.drain, seconds=settings.drain_seconds, grace=settings.grace_seconds)
+    try:
         server.run(sockets=[listener])
+    except SystemExit:
+        if not failures:
+            raise
     if failures:
         raise failures[0]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which goes on listening while it drains, and refuses what is new.
+
+    Args:
+        config: of uvicorn.
+        drain: of the application.
+        seconds: to go on at least, so that load balancers notice.
+        grace: that requests in hand may take beyond those.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Drain, *, seconds: float, grace: float) -> None:
+        super().__init__(config)
+        self._drain, self._seconds, self._grace = drain, seconds, grace
+        self._begun = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; end at once when told again. Whoever sits at a terminal does not wait for balancers."""
+        if self._drain.begun:
+            self.should_exit = True
+            return
+        if sig == signal.SIGINT:
+            self._seconds = 0.0
+        self._begun = time.monotonic()
+        self._drain.begin()
+        log.info("draining", extra={"fields": {"in_hand": self._drain.in_hand}})
+
+    async def on_tick(self, counter: int) -> bool:
+        """Say whether to stop now."""
+        done = await super().on_tick(counter)
+        if done or not self._drain.begun:
+            return done
+        past = time.monotonic() - self._begun - self._seconds
+        if past >= self._grace and self._drain.in_hand:
+            log.error("the time to drain is up", extra={"fields": {"in_hand": self._drain.in_hand}})
+            return True
+        return past >= 0 and not self._drain.in_hand
+
+
+def _show(settings: Settings, listener: socket.socket, cards: Cards) -> None:
+    """Tell a person at the terminal what answers where; a log gets a line of it."""
+    host, port = listener.getsockname()[:2]
+    address = f"http://{host}:{port}" if ":" not in host else f"http://[{host}]:{port}"
+    screen = Console(stderr=True)
+    for card in cards:
+        shown = f"{card['name']} version {card['version']}" if card["version"] is not None else card["name"]
+        where = f" as {card['slot']}" if len(cards) > 1 else ""
+        if sys.stderr.isatty():
+            parts = (shown, "bold"), f" ({card['hash'][:12]}){where} on ", (address, "bold cyan"), ", docs at /docs"
+            screen.print(Text.assemble(*parts), soft_wrap=True)
+        else:
+            log.info("%s%s on %s", shown, where, address, extra={"fields": {"hash": card["hash"]}})
+    if settings.keys is None and not ipaddress.ip_address(host).is_loopback:
+        if sys.stderr.isatty():
+            text = "[yellow]Whoever reaches this address may use it:[/] give --keys, see sluice keys --help"
+            screen.print(text, soft_wrap=True)
+        else:
+            log.warning("no keys: whoever reaches %s may use it; give --keys, see sluice keys --help", address)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -84,8 +84,10 @@ class Settings(BaseModel):
     """How often experiments are looked at that other processes stored."""
     guardrail_seconds: float = Field(60.0, ge=0)
     """How often the guardrails of running experiments are checked; 0 never. What takes long is done more seldom."""
-    workers: int = Field(1, ge=1, le=256)
-    """Threads that compute forward passes, one core each, beside the one that reads, encodes and answers."""
+    workers: int = Field(1, ge=1, le=64)
+    """Processes that share the port. Limits hold for each; rates of keys are counted by each."""
+    threads: int = Field(1, ge=1, le=256)
+    """Of a worker, that compute forward passes, one core each, beside the one that reads, encodes and answers."""
     batch_rows: int = Field(2048, ge=1)
     """Candidates of concurrent requests that may share a forward pass; a single request may have more."""
     batch_ms: float = Field(10.0, ge=0)
@@ -100,6 +102,8 @@ class Settings(BaseModel):
     """Requests in hand at once, waiting ones included; those beyond get 503 before they are read."""
     grace_seconds: float = Field(10.0, ge=0)
     """How long requests in flight may take to end once the server is told to stop."""
+    drain_seconds: float = Field(0.0, ge=0)
+    """How long a server that got SIGTERM goes on at least, refusing what is new, so that load balancers notice."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """One JSON object a line, or text; ``auto`` is text on a terminal."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
