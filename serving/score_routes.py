@@ -96,8 +96,9 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         state.stages.end("read")
         parse = arrow.parse if kind == ARROW else parse_batch
         asked = parse(body, max_requests=per_batch, max_candidates=most, most=together)
-        if "owe" in state._state:
-            state.owe(len(asked) - 1)
+        owe = request.scope["state"].get("owe")
+        if owe is not None:
+            owe(len(asked) - 1)
         state.candidates = sum(len(one.candidates) for one in asked if isinstance(one, Question))
         asked, ids = _named(asked, state.request_id)
         answers = await scoring.answer_all(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
@@ -16,10 +17,13 @@ from fastapi.testclient import TestClient
 from pipelines.release.example import example_bundle
 from serving import app as module
 from serving.app import create_app
+from serving.arrow import stream
 from serving.database import Database, exposures
+from serving.limits import ARROW
 from serving.online_features import Found
 from serving.settings import Settings
 
+IN_ARROW = {"Content-Type": ARROW, "Accept": ARROW}
 USERS: dict[Any, dict[str, Any]] = {
     3: {"city": "Graz", "clicked": ["item-1", "item-2"]},
     4: {"city": "Łódź", "clicked": []},
@@ -113,6 +117,21 @@ def test_rows_of_one_user_are_a_request_of_his(client: TestClient, tmp_path: Pat
     assert (second["request_id"], second["unit"], second["served"]) == ("mine", "3", True)
     one, other = (json.loads(row["content"]) for row in (first, second))
     assert (one["user"], one["candidates"], one["items"]) == (other["user"], other["candidates"], other["items"])
+
+
+def test_arrow_is_looked_up_and_leaves_the_same_exposure(client: TestClient, tmp_path: Path) -> None:
+    asked = {
+        "user": {"user_id": 3},
+        "context": {"hour": 9},
+        "candidates": [{"item_id": "item-1"}, {"item_id": "new"}],
+    }
+    plain = client.post("/v1/score", json=asked).json()
+    reply = client.post("/v1/score", content=stream(pa.RecordBatch.from_pylist([asked])), headers=IN_ARROW)
+    (row,) = pa.ipc.open_stream(reply.content).read_all().to_pylist()
+    assert row["scores"] == pytest.approx(plain["scores"], abs=1e-7)
+    assert row["features"] == plain["features"] == {**row["features"], "missing": {"user": False, "items": ["new"]}}
+    one, other = (json.loads(kept["content"]) for kept in left(tmp_path))
+    assert one == other
 
 
 def test_rows_of_several_users_are_scored_as_they_are(client: TestClient, tmp_path: Path) -> None:
