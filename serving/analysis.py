@@ -340,6 +340,9 @@ def _problems(
 class LiveResults:
     """Results for whoever asks, computed one at a time, and kept for a while: the longer, the more they cost.
 
+    What is older than that is given out once more while it is computed anew; its ``until`` says of when it is. After
+    a pause or another version it is not: who asks then waits.
+
     Args:
         database: of its own, for long queries.
         kept: the experiments.
@@ -348,7 +351,8 @@ class LiveResults:
     def __init__(self, database: Database, kept: Experiments) -> None:
         self.database, self.kept = database, kept
         self._lock = asyncio.Lock()
-        self._cached: dict[str, tuple[float, int, Results]] = {}
+        self._cached: dict[str, tuple[float, object, Results]] = {}
+        self._renewing: dict[str, asyncio.Task[Results]] = {}
 
     async def get(self, name: str, *, interval: Interval = "sequential", at: datetime | None = None) -> Results:
         """Return the results of an experiment.
@@ -357,19 +361,40 @@ class LiveResults:
             ConfigError: no such experiment.
             Unavailable: the database can't be read now.
         """
-        async with self._lock:
-            mark = hash(tuple(self.kept.paused(name).items()))
-            until, known, results = self._cached.get(name, (0.0, 0, None))
-            plain = at is None and interval == "sequential"
-            if plain and results is not None and known == mark and time.monotonic() < until:
-                return results
-            work = partial(analyse, self.database, self.kept, name, at=at, interval=interval)
-            results = await asyncio.to_thread(work)
-            if plain:
-                until = time.monotonic() + max(FRESH_SECONDS, REST * results.seconds)
-                self._cached[name] = until, mark, results
+        if at is not None or interval != "sequential":
+            async with self._lock:
+                work = partial(analyse, self.database, self.kept, name, at=at, interval=interval)
+                return await asyncio.to_thread(work)
+        until, known, results = self._cached.get(name, (0.0, None, None))
+        same = results is not None and known == self._mark(name)
+        if same and time.monotonic() < until:
+            assert results is not None
             return results
+        task = self._renewing.get(name)
+        if task is None or task.done():
+            task = self._renewing[name] = asyncio.create_task(self._renew(name))
+        if same and results is not None and results.seconds > FRESH_SECONDS:
+            task.add_done_callback(_look)
+            return results
+        return await asyncio.shield(task)
+
+    async def _renew(self, name: str) -> Results:
+        async with self._lock:
+            mark = self._mark(name)
+            results = await asyncio.to_thread(analyse, self.database, self.kept, name)
+            until = time.monotonic() + max(FRESH_SECONDS, REST * results.seconds)
+            self._cached[name] = until, mark, results
+            return results
+
+    def _mark(self, name: str) -> object:
+        return self.kept.get(name), self.kept.paused(name)
 
     def close(self) -> None:
         """Let go of the connections."""
         self.database.close()
+
+
+def _look(task: asyncio.Task[Results]) -> None:
+    """Look at what went wrong, or asyncio complains that nobody did; who asks next hears of it."""
+    if not task.cancelled():
+        task.exception()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -152,5 +153,37 @@ def test_results_are_kept_for_a_while_but_not_over_a_pause(filled: Any) -> None:
         kept.pause("gates", "gated", "why not")
         assert (await live.get("gates")).arms[1].paused == "why not"
         assert (await live.get("gates", interval="fixed")).interval == "fixed"
+
+    asyncio.run(ask())
+
+
+def test_results_that_cost_much_are_given_out_while_they_are_renewed(
+    filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = stored(filled, experiment())
+    live = LiveResults(filled.database, kept)
+    begun, go = threading.Event(), threading.Event()
+    results = [
+        analyse(filled.database, kept, "gates").model_copy(update={"seconds": 60.0, "version": i}) for i in (1, 2)
+    ]
+
+    def slow(*_: Any) -> Results:
+        if len(results) == 1:
+            begun.set()
+            assert go.wait(20)
+        return results.pop(0)
+
+    monkeypatch.setattr("serving.analysis.analyse", slow)
+    monkeypatch.setattr("serving.analysis.REST", 0.0)
+    monkeypatch.setattr("serving.analysis.FRESH_SECONDS", 0.0)
+
+    async def ask() -> None:
+        assert (await live.get("gates")).version == 1
+        assert (await live.get("gates")).version == 1
+        await asyncio.to_thread(begun.wait, 20)
+        assert (await live.get("gates")).version == 1
+        go.set()
+        await asyncio.gather(*live._renewing.values())
+        assert live._cached["gates"][2].version == 2
 
     asyncio.run(ask())
