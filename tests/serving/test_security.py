@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from ctr_models.errors import ConfigError
 from pipelines.cli import build_app
-from serving.monitoring import Metrics, Observe
+from serving.monitoring import Metrics
+from serving.observe import Observe
 from serving.security import Guard, KeyFile, Keyring, Limiter, needed_scope, new_key
 
 ASKED = {
