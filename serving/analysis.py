@@ -340,8 +340,8 @@ def _problems(
 class LiveResults:
     """Results for whoever asks, computed one at a time, and kept for a while: the longer, the more they cost.
 
-    What is older than that is given out once more while it is computed anew; its ``until`` says of when it is. After
-    a pause or another version it is not: who asks then waits.
+    What is older than that is given out once more while it is computed anew; its ``until`` says of when it is.
+    After a pause or another version it is not: who asks then waits.
 
     Args:
         database: of its own, for long queries.

@@ -94,7 +94,7 @@ events = sa.Table(
 )
 
 READ_KIBIBYTES = 2**17
-"""That SQLite may hold of the database for a long query; with its default, 2,000, it reads the same pages again."""
+"""That SQLite may hold of the database for a long query; by default it is 2,000, and pages are read again."""
 
 
 class Unavailable(Exception):
