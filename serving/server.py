@@ -75,6 +75,7 @@ def serve(
     # What was imported is never garbage: collections leave it out, the one at the end too, which took seconds.
     gc.freeze()
     failures: list[Exception] = []
+    sockets = [listener]
 
     def ready(models: Models) -> None:
         on_ready([{"slot": name, **models.scorer(name).card.model_dump()} for name in models.slots])
@@ -83,7 +84,7 @@ def serve(
         failures.append(error)
         server.should_exit = True
         if place is not None:
-            server.lifespan.should_exit = True  # not one connection is taken
+            sockets.clear()  # nobody listens yet, and then nobody begins to
 
     app = create_app(settings, on_ready=ready, on_failure=failed, place=place)
     config = uvicorn.Config(
@@ -95,11 +96,7 @@ def serve(
         server_header=False,
     )
     server = _Server(config, app.state.drain, seconds=settings.drain_seconds, grace=settings.grace_seconds)
-    try:
-        server.run(sockets=[listener])
-    except SystemExit:
-        if not failures:
-            raise
+    server.run(sockets=sockets)
     if failures:
         raise failures[0]
 

@@ -89,6 +89,10 @@ class Workers:
         return int(not well)
 
     def _stop(self, *_: object) -> None:
+        if self._stopping:  # told again: at once
+            for worker in self._workers:
+                if worker.process is not None:
+                    worker.process.send_signal(signal.SIGTERM)
         self._stopping = True
 
     def _parent_lives(self) -> bool:
