@@ -93,9 +93,6 @@ events = sa.Table(
     sa.Column("value", sa.Float),
 )
 
-READ_KIBIBYTES = 2**17
-"""That SQLite may hold of the database for a long query; by default it is 2,000, and pages are read again."""
-
 
 class Unavailable(Exception):
     """The database can't be reached, is locked, full or damaged: what was to be written was not, or not surely."""
@@ -220,7 +217,7 @@ class Database:
         """Give a connection that sees the database as it is at its first query, whatever is written meanwhile.
 
         Args:
-            seconds: that a query may take on a server, None: ten, as everything else; SQLite gets memory instead.
+            seconds: that a query may take on a server; None: ten, as everything else.
 
         Raises:
             Unavailable: it can't be reached now.
@@ -230,10 +227,8 @@ class Database:
                 if self._path is None:
                     connection = connection.execution_options(isolation_level="REPEATABLE READ")
                 connection = connection.execution_options(reads=True)
-                if seconds is not None and self._path is None:
+                if self._path is None and seconds is not None:
                     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {round(1000 * seconds)}")
-                elif seconds is not None:
-                    connection.exec_driver_sql(f"PRAGMA cache_size = -{READ_KIBIBYTES}")
                 yield connection
         except (sa.exc.SQLAlchemyError, OSError) as error:
             raise self._unavailable(error) from error
