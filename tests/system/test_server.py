@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -75,21 +76,25 @@ def test_sigterm_answers_what_is_in_flight_and_exits_0(bundle: Bundle, tmp_path:
     process = start(bundle.directory, port, tmp_path / "log")
     try:
         wait_until(port, "/readyz")
-        replies: list[httpx.Response] = []
         rows = bundle.golden.drop(SCORE).to_dicts() * 100
-
-        def ask() -> None:
-            url = f"http://127.0.0.1:{port}/v1/score"
-            replies.append(httpx.post(url, json={"candidates": rows}, timeout=60, trust_env=False))
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        asking.join(60)
+        body = json.dumps({"candidates": rows}).encode()
+        head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as asking:
+            asking.sendall(head.encode() + body[:100])
+            while (
+                "sluice_requests_in_hand 2.0"
+                not in httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+            ):
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            wait_until(port, "/readyz", 503)
+            asking.sendall(body[100:])
+            reply = http.client.HTTPResponse(asking)
+            reply.begin()
+            assert reply.status == 200
+            assert len(json.loads(reply.read())["scores"]) == len(rows)
         assert process.wait(30) == 0
-        assert [r.status_code for r in replies] == [200]
-        assert len(replies[0].json()["scores"]) == len(rows)
     finally:
         stop(process)
     assert not listens(port)
