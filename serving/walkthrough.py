@@ -179,7 +179,9 @@ class Walkthrough:
                 config=plain_config(config.public()),
                 metrics=result.metrics,
                 golden=golden_rows(part.frame, data.state.spec),
-                reference=Reference.of_data(result.model, data),
+                reference=Reference.of_files(
+                    result.model, data.state, train=data.files("train"), valid=data.files("valid")
+                ),
             )
             kept = {
                 "run_id": result.mlflow_run_id,

@@ -169,7 +169,9 @@ def _release(config: RunConfig, raw: RawData, result: TrainResult, *, once: bool
             config=plain_config(config.public()),
             metrics=result.metrics,
             golden=golden_rows(test.frame, result.data.state.spec, rows=GOLDEN_ROWS),
-            reference=Reference.of_data(result.model, result.data),
+            reference=Reference.of_files(
+                result.model, result.data.state, train=result.data.files("train"), valid=result.data.files("valid")
+            ),
         )
     version = None
     if config.tracking.enabled:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ctr_models.batch import EncodedRows
 from ctr_models.errors import ArtifactError
 from ctr_models.model import CTRModel
+from ctr_models.schema import Schema
 from pipelines.features.encoders import FIRST, MISSING, UNKNOWN
+from pipelines.features.state import FeatureState
 from pipelines.features.transform import encoded_rows
-
-if TYPE_CHECKING:
-    from pipelines.features.prepare import EncodedData
 
 GROUPS = 10
 ROWS = 20_000
@@ -110,15 +109,20 @@ class Reference(BaseModel):
         return cls(rows=len(rows), fields=fields, scores=Spread.of(scores, _quantiles(scores)))
 
     @classmethod
-    def of_data(cls, model: CTRModel, data: EncodedData) -> Reference:
-        """Measure the training rows of a data set, and a model's scores of its validation rows.
+    def of_files(
+        cls, model: CTRModel, state: FeatureState, *, train: Sequence[Path], valid: Sequence[Path]
+    ) -> Reference:
+        """Measure encoded training rows, and a model's scores of rows that it did not learn from.
 
         Args:
             model: in evaluation mode, on CPU.
-            data: that it was trained on. Some rows serve, spread over each split.
+            state: that encoded the rows.
+            train: Parquet files of the training rows. Some rows serve, spread over all.
+            valid: of the validation rows; where there are none, the training rows are scored.
         """
-        unseen = "valid" if data.rows("valid") else "train"
-        return cls.of(_sample(data, "train"), model_scores(model, _sample(data, unseen)))
+        schema, unseen = state.schema(), _row_groups(valid)
+        seen = _sample(_row_groups(train), schema)
+        return cls.of(seen, model_scores(model, _sample(unseen, schema) if unseen else seen))
 
     @classmethod
     def read(cls, path: Path) -> Reference:
@@ -167,13 +171,17 @@ def _quantiles(values: np.ndarray) -> np.ndarray:
     return np.unique(cuts)
 
 
-def _sample(data: EncodedData, split: str) -> EncodedRows:
-    """Return some rows, evenly spread over some row groups, themselves evenly spread over a split."""
-    groups = [(path, i) for path in data.files(split) for i in range(pq.ParquetFile(path).metadata.num_row_groups)]
+def _row_groups(files: Sequence[Path]) -> list[tuple[Path, int]]:
+    counts = [(path, pq.read_metadata(path)) for path in files]
+    return [(path, i) for path, told in counts if told.num_rows for i in range(told.num_row_groups)]
+
+
+def _sample(groups: Sequence[tuple[Path, int]], schema: Schema) -> EncodedRows:
+    """Return some rows, evenly spread over some row groups, themselves evenly spread over the given ones."""
     chosen = [groups[i] for i in np.unique(np.linspace(0, len(groups) - 1, _CHUNKS).astype(int))]
     parts = []
     for path, group in chosen:
         table = pq.ParquetFile(path).read_row_group(group)
         step = max(1, -(-table.num_rows * len(chosen) // ROWS))
         parts.append(table.take(np.arange(0, table.num_rows, step)))
-    return encoded_rows(pa.concat_tables(parts, promote_options="default"), data.state.schema())
+    return encoded_rows(pa.concat_tables(parts, promote_options="default"), schema)
