@@ -184,11 +184,11 @@ class Database:
                     statement = self._insert(metadata.tables[name]).on_conflict_do_nothing()
                     connection.execute(statement, _filled(metadata.tables[name], by_table[name]))
         except (sa.exc.DataError, sa.exc.IntegrityError) as error:
-            raise Unfit(str(error.orig)) from error
+            raise Unfit(_reason(error)) from error
         except sa.exc.DBAPIError as error:
             raise self._unavailable(error) from error
         except (sa.exc.StatementError, OverflowError, UnicodeError) as error:
-            raise Unfit(str(error)) from error
+            raise Unfit(_reason(error)) from error
         except (sa.exc.SQLAlchemyError, OSError) as error:
             raise self._unavailable(error) from error
         if self._path is not None and self._inode != _inode(self._path):
@@ -248,8 +248,7 @@ class Database:
 
     def _unavailable(self, error: BaseException) -> Unavailable:
         self.engine.dispose()
-        text = str(getattr(error, "orig", None) or error).strip().splitlines()
-        return Unavailable(text[0] if text else type(error).__name__)
+        return Unavailable(_reason(error))
 
     def _connect(self) -> sqlite3.Connection:
         assert self._path is not None
@@ -266,6 +265,12 @@ class Database:
             raise
         self._inode = _inode(self._path)
         return connection
+
+
+def _reason(error: BaseException) -> str:
+    """The first line; those after it may hold the row, which concerns nobody who reads a log."""
+    text = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return text[0] if text else type(error).__name__
 
 
 _KNOWN = "give sqlite:///file.db or postgresql://user@host/name"

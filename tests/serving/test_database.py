@@ -59,8 +59,9 @@ def test_a_key_is_stored_once_and_the_first_wins(either: Database) -> None:
 
 
 def test_an_unfit_row_is_told_and_takes_its_batch_along(either: Database) -> None:
-    with pytest.raises(Unfit, match=r"(?i)not.null"):
-        either.insert([click("a"), click("b", type=None)])
+    with pytest.raises(Unfit, match=r"(?i)not.null") as refused:
+        either.insert([click("a"), click("b", type=None, unit="somebody")])
+    assert "somebody" not in str(refused.value)
     assert names(either) == []
 
 
