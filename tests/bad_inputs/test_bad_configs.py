@@ -98,7 +98,7 @@ FILES = [
         "unknown option of a model",
         "model: {name: gdcn, cross_layer: 3}",
         "ctr.yaml: model.cross_layer: unknown key. did you mean 'cross_layers'? known: 'cross_layers', "
-        "'embedding_std', 'form', 'kernels', 'mlp'.",
+        "'embedding_std', 'form', 'gates', 'kernels', 'mlp', 'name'.",
     ),
     (
         "an option of a model with a wrong value",
