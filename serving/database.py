@@ -94,6 +94,10 @@ events = sa.Table(
 )
 
 
+REMEDY = "give --events the database that the server writes"
+"""Of commands whose database can't be read."""
+
+
 class Unavailable(Exception):
     """The database can't be reached, is locked, full or damaged: what was to be written was not, or not surely."""
 
@@ -252,6 +256,8 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         assert self._path is not None
+        if not self._path.exists():
+            raise FileNotFoundError("there is no such file")
         address = f"file:{quote(str(self._path))}?mode=rw"
         connection = sqlite3.connect(
             address, uri=True, timeout=self._lock_seconds, isolation_level=None, check_same_thread=False

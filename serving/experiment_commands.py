@@ -132,7 +132,7 @@ def resume(
 @contextmanager
 def _opened(url: str) -> Iterator[tuple[Database, Experiments]]:
     from ctr_models.errors import DataError
-    from serving.database import Database, Unavailable
+    from serving.database import REMEDY, Database, Unavailable
     from serving.experiments import Experiments
 
     database = Database(url)
@@ -141,7 +141,7 @@ def _opened(url: str) -> Iterator[tuple[Database, Experiments]]:
         kept.refresh()
         yield database, kept
     except Unavailable as error:
-        raise DataError(f"the database can't be used ({error})", where=database.name) from None
+        raise DataError(f"the database can't be used ({error})", where=database.name, remedy=REMEDY) from None
     finally:
         database.close()
 

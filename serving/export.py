@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from ctr_models.errors import DataError
 from pipelines.features.files import atomic_directory
 from pipelines.features.progress import Step, steps
-from serving.database import Database, Unavailable, events, exposures
+from serving.database import REMEDY, Database, Unavailable, events, exposures
 
 MANIFEST = "_manifest.json"
 SKEW = 5 * 60 * 1_000_000
@@ -106,7 +106,7 @@ def export(
                 if again or not _is_final(partition(out, day)):
                     written += _export_day(database, out, day, span, moment, (label, timestamp), step)
     except Unavailable as error:
-        raise DataError(f"the database can't be read ({error})", where=database.name) from None
+        raise DataError(f"the database can't be read ({error})", where=database.name, remedy=REMEDY) from None
     return written
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -50,8 +51,11 @@ def test_results_check_pause_and_resume(live: Any) -> None:
     assert wrong.exit_code != 0 and "'gates'" in str(wrong.exception)
 
 
-def test_a_database_that_is_away_is_told() -> None:
-    told = CliRunner().invoke(
-        build_app(), ["experiments", "check", "--events", "postgresql://nobody@127.0.0.1:1/none"]
-    )
-    assert told.exit_code != 0 and "the database can't be used" in str(told.exception)
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [("postgresql://nobody@127.0.0.1:1/none", "refused"), ("sqlite:///nowhere.db", "there is no such file")],
+)
+def test_a_database_that_is_away_is_told(url: str, reason: str) -> None:
+    told = CliRunner().invoke(build_app(), ["experiments", "check", "--events", url])
+    assert told.exit_code != 0
+    assert re.search(rf"the database can't be used \(.*{reason}\)\. give --events", str(told.exception))
