@@ -277,7 +277,9 @@ def _mlflow_server(bundle: Bundle, scratch: Path) -> Iterator[int]:
     version = register(bundle.directory, "bench", uri)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/bench/{version}"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"}
+    # It starts uvicorn by name: that of this environment, activated or not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"}
     log = scratch / "mlflow.log"
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -292,7 +294,8 @@ def _mlflow_server(bundle: Bundle, scratch: Path) -> Iterator[int]:
             except httpx.TransportError:
                 time.sleep(0.2)
         else:
-            raise ArtifactError("mlflow models serve did not start", where=str(log))
+            told = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise ArtifactError(f"mlflow models serve did not start: {told[-1] if told else 'no output'}")
         yield port
     finally:
         stop(process)
