@@ -1,12 +1,15 @@
-"""A load generator for HTTP/1.1 on kept connections: light, so that on a shared machine it measures the server."""
+"""A closed loop: clients that send their next request when they have their answer.
+
+The generator is light, so that on a shared machine it measures the server: bytes that are ready, HTTP/1.1 on kept
+connections, and of an answer no more is read than its status and its length.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 
 import numpy as np
 
@@ -19,7 +22,7 @@ class Load:
         rows: candidates of a request.
         seconds: from the first request to the last answer.
         latencies: seconds of each request that was answered with 200.
-        others: answers by another status.
+        others: answers by another status; 0 is a connection that ended without one.
     """
 
     rows: int
@@ -46,59 +49,72 @@ class Connection(asyncio.Protocol):
     """One kept connection, one request at a time.
 
     Args:
-        path: of every request.
-        host: and port, as the header says them.
+        answered: called with the connection and the status of each answer; 0 if the connection ended without one.
+
+    Attributes:
+        waits: whether a request is not answered yet.
+        closed: whether it can take no more.
     """
 
-    def __init__(self, path: str, host: str) -> None:
-        self.head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: "
-        self.buffer, self.need = bytearray(), -1
-        self.answer: asyncio.Future[tuple[int, bytes]] | None = None
+    def __init__(self, answered: Callable[[Connection, int], None]) -> None:
+        self._answered = answered
+        self._buffer, self._need, self._closes = bytearray(), -1, False
+        self.waits = self.closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
 
-    async def post(self, body: bytes) -> tuple[int, bytes]:
-        """Return status and body of the answer."""
-        self.answer = asyncio.get_running_loop().create_future()
-        self.transport.write(f"{self.head}{len(body)}\r\n\r\n".encode() + body)
-        return await self.answer
+    def send(self, request: bytes) -> None:
+        """Send a request, see :func:`messages`."""
+        self.waits = True
+        self._transport.write(request)
+
+    def close(self) -> None:
+        """Send no more; an answer that is awaited is not counted."""
+        self.waits, self.closed = False, True
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Take a part of an answer."""
-        self.buffer += data
-        if self.need < 0:
-            end = self.buffer.find(b"\r\n\r\n")
+        self._buffer += data
+        if self._need < 0:
+            end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
                 return
-            head = bytes(self.buffer[:end]).lower()
+            head = bytes(self._buffer[:end]).lower()
             length = head.partition(b"content-length:")[2].split(b"\r\n", 1)[0]
-            self.need, self.body = end + 4 + int(length), end + 4
-        if len(self.buffer) >= self.need and self.answer is not None:
-            answer, self.answer = self.answer, None
-            status, body = int(self.buffer[9:12]), bytes(self.buffer[self.body : self.need])
-            del self.buffer[: self.need]
-            self.need = -1
-            answer.set_result((status, body))
+            self._need, self._closes = end + 4 + int(length), b"\r\nconnection: close" in head
+        if len(self._buffer) >= self._need and self.waits:
+            status = int(self._buffer[9:12])
+            del self._buffer[: self._need]
+            self._need, self.waits = -1, False
+            if self._closes:
+                self.closed = True
+                self._transport.close()
+            self._answered(self, status)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Fail what waits for an answer."""
-        if self.answer is not None and not self.answer.done():
-            self.answer.set_exception(error or ConnectionError("the server closed the connection"))
+        """Tell whoever waits for an answer."""
+        self.closed = True
+        if self.waits:
+            self.waits = False
+            self._answered(self, 0)
 
 
-def load(
-    port: int,
-    path: str,
-    bodies: Sequence[bytes],
-    *,
-    rows: int,
-    clients: int,
-    seconds: float,
-    rate: float | None = None,
-) -> Load:
-    """Send requests for some seconds.
+def messages(port: int, path: str, bodies: Sequence[bytes]) -> list[bytes]:
+    """Return requests as they go over the wire.
+
+    Example:
+        >>> messages(80, "/v1/score", [b"{}"])[0].splitlines()[0]
+        b'POST /v1/score HTTP/1.1'
+    """
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nContent-Length: "
+    return [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
+
+
+def load(port: int, path: str, bodies: Sequence[bytes], *, rows: int, clients: int, seconds: float) -> Load:
+    """Send requests for some seconds, as fast as answers come.
 
     Args:
         port: on 127.0.0.1.
@@ -107,42 +123,44 @@ def load(
         rows: candidates of each.
         clients: connections; each sends its next request when it has its answer.
         seconds: how long.
-        rate: requests a second, evenly spaced and sent whether or not others have been answered, as long as there
-            is a free connection; latencies count from when a request was due. None sends as fast as answers come.
     """
-    return asyncio.run(_load(port, path, bodies, rows, clients, seconds, rate))
+    return asyncio.run(_load(port, messages(port, path, bodies), rows, clients, seconds))
 
 
-async def _load(
-    port: int, path: str, bodies: Sequence[bytes], rows: int, clients: int, seconds: float, rate: float | None
-) -> Load:
-    loop, found, number = asyncio.get_running_loop(), Load(rows), count()
+async def _load(port: int, requests: Sequence[bytes], rows: int, clients: int, seconds: float) -> Load:
+    loop, found = asyncio.get_running_loop(), Load(rows)
+    sent: dict[Connection, float] = {}
+    number, left = 0, clients
+    over = asyncio.Event()
+
+    def answered(connection: Connection, status: int) -> None:
+        now = time.perf_counter()
+        if status == 200:
+            found.latencies.append(now - sent[connection])
+        else:
+            found.others[status] = found.others.get(status, 0) + 1
+        send(connection, now)
+
+    def send(connection: Connection, now: float) -> None:
+        nonlocal number, left
+        if now >= end or connection.closed:
+            left -= 1
+            if not left:
+                over.set()
+            return
+        sent[connection] = now
+        connection.send(requests[number % len(requests)])
+        number += 1
+
     connections = [
-        (await loop.create_connection(lambda: Connection(path, f"127.0.0.1:{port}"), "127.0.0.1", port))[1]
-        for _ in range(clients)
+        (await loop.create_connection(lambda: Connection(answered), "127.0.0.1", port))[1] for _ in range(clients)
     ]
     begin = time.perf_counter()
     end = begin + seconds
-
-    async def client(connection: Connection) -> None:
-        while True:
-            i = next(number)
-            due = time.perf_counter() if rate is None else begin + i / rate
-            if due >= end:
-                return
-            wait = due - time.perf_counter()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            status, _ = await connection.post(bodies[i % len(bodies)])
-            if status == 200:
-                found.latencies.append(time.perf_counter() - due)
-            else:
-                found.others[status] = found.others.get(status, 0) + 1
-
-    try:
-        await asyncio.gather(*(client(connection) for connection in connections))
-    finally:
-        for connection in connections:
-            connection.transport.close()
+    for connection in connections:
+        send(connection, begin)
+    await over.wait()
     found.seconds = time.perf_counter() - begin
+    for connection in connections:
+        connection.close()
     return found

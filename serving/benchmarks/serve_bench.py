@@ -118,9 +118,30 @@ class _Bench:
                 for c in clients:
                     self._cell("sluice", port, "/v1/score", bodies[n], n, c)
             capacity = max(self.cells["sluice", c, 100].requests_per_second for c in clients)
-            found = self._cell("sluice", port, "/v1/score", bodies[100], 100, 64, rate=capacity / 2)
+            p99 = self._half(port, bodies[100], capacity / 2)
         unloaded = self.cells["sluice", min(clients), 100].milliseconds(50)
-        self.report.figures[f"{self.name}_p99_half_over_p50"] = found.milliseconds(99) / unloaded
+        self.report.figures[f"{self.name}_p99_half_over_p50"] = p99 / unloaded
+
+    def _half(self, port: int, bodies: list[bytes], rate: float) -> float:
+        """Offer requests of 100 candidates at a rate; return the p99 in milliseconds."""
+        from serving.benchmarks.open_loop import offer
+
+        self.step(f"{self.name}: sluice, 100 candidates, at half")
+        warm = self.seconds / 5
+        found = offer(port, "/v1/score", bodies, [(rate, warm), (rate, self.seconds)])
+        found = found.during(warm, warm + self.seconds)
+        p50, p95, p99 = (found.milliseconds(200, q) for q in (50, 95, 99))
+        rows = 100 * found.count(200) / self.seconds
+        others = len(found) - found.count(200)
+        self.report.row(self.name, f"sluice {rate:,.0f}/s", "open", 100, p50, p95, p99, rows, others)
+        key = f"{self.name}_sluice_half_100"
+        self.report.figures |= {
+            f"{key}_p50_ms": p50,
+            f"{key}_p95_ms": p95,
+            f"{key}_p99_ms": p99,
+            f"{key}_rows_per_second": rows,
+        }
+        return p99
 
     def forward(self, *, small: bool, large: bool) -> None:
         """Time the pass alone."""
@@ -157,36 +178,23 @@ class _Bench:
             ours[n].milliseconds(99) / theirs[n].milliseconds(99) for n in CANDIDATES
         )
 
-    def _cell(
-        self,
-        server: str,
-        port: int,
-        path: str,
-        bodies: list[bytes],
-        n: int,
-        clients: int,
-        rate: float | None = None,
-    ) -> Load:
+    def _cell(self, server: str, port: int, path: str, bodies: list[bytes], n: int, clients: int) -> None:
         from serving.benchmarks.load import load
 
-        self.step(f"{self.name}: {server}, {clients} clients, {n} candidates{', at half' if rate else ''}")
-        options: dict[str, Any] = {"rows": n, "clients": clients, "rate": rate}
-        load(port, path, bodies, seconds=self.seconds / 5, **options)
-        found = load(port, path, bodies, seconds=self.seconds, **options)
-        if rate is None:
-            self.cells[server, clients, n] = found
-        what = f"{server} {rate:,.0f}/s" if rate else server
+        self.step(f"{self.name}: {server}, {clients} clients, {n} candidates")
+        load(port, path, bodies, rows=n, clients=clients, seconds=self.seconds / 5)
+        found = load(port, path, bodies, rows=n, clients=clients, seconds=self.seconds)
+        self.cells[server, clients, n] = found
         p50, p95, p99 = (found.milliseconds(q) for q in (50, 95, 99))
         refused = sum(found.others.values())
-        self.report.row(self.name, what, clients, n, p50, p95, p99, found.rows_per_second, refused)
-        key = f"{self.name}_{server}_{'half' if rate else clients}_{n}"
+        self.report.row(self.name, server, clients, n, p50, p95, p99, found.rows_per_second, refused)
+        key = f"{self.name}_{server}_{clients}_{n}"
         self.report.figures |= {
             f"{key}_p50_ms": p50,
             f"{key}_p95_ms": p95,
             f"{key}_p99_ms": p99,
             f"{key}_rows_per_second": found.rows_per_second,
         }
-        return found
 
 
 def requests(bundle: Bundle, candidates: int) -> list[dict[str, Any]]:
