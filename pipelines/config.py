@@ -15,8 +15,7 @@ from ctr_models.errors import ConfigError, SluiceError, explain
 from ctr_models.model import ModelSpec
 from pipelines.datasets.config import DataConfig
 from pipelines.features.spec import FeatureSpec
-from pipelines.training.config import TrainConfig
-from pipelines.training.recipes import RecipeConfig
+from pipelines.training.config import RecipeConfig, TrainConfig
 from pipelines.training.tracking import TrackingConfig
 
 Model = Annotated[

@@ -1,4 +1,7 @@
-"""The Experiment: what is compared with what, on whom, and how it is decided. Offline and online read the same."""
+"""The Experiment: what is compared with what, on whom, and how it is decided. Offline and online read the same.
+
+What trains models is imported only where an experiment is run offline: who reads one online needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,18 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ctr_models.errors import ConfigError, SluiceError, explain, nearest
-from ctr_models.gates.base import GATES
-from ctr_models.model import MODELS, SELECTION, ModelSpec
-from pipelines.config import RunConfig, apply_override, read_yaml
 from pipelines.experiments.statistics import METRICS, Difference
-from pipelines.training.recipes import RecipeConfig
+from pipelines.training.config import RecipeConfig
+
+if TYPE_CHECKING:
+    from ctr_models.model import ModelSpec
+    from pipelines.config import RunConfig
 
 Metric = Literal["auc", "logloss", "gauc"]
 OnlineMetric = Literal["ctr", "conversion_rate"]
@@ -45,6 +49,7 @@ class Arm(_Strict):
     Example:
         >>> Arm.parse("gated=model.gates.cross=sigmoid").model
         {'gates': {'cross': 'sigmoid'}}
+        >>> from ctr_models import ModelSpec
         >>> base = ModelSpec.parse({"name": "gdcn", "cross_layers": 2})
         >>> Arm.parse("open=model.gates.cross=none").spec(base).to_dict()
         {'name': 'gdcn', 'cross_layers': 2, 'gates': {'cross': {'name': 'none'}}}
@@ -63,6 +68,8 @@ class Arm(_Strict):
     @classmethod
     def parse(cls, text: str) -> Arm:
         """Read ``name=model.key=value,model.key=value``; ``name`` alone is the configuration as it stands."""
+        from pipelines.config import apply_override
+
         name, _, rest = text.partition("=")
         tree: dict[str, Any] = {"name": name}
         for override in _split(rest):
@@ -85,6 +92,9 @@ class Arm(_Strict):
         Raises:
             ConfigError: unknown gate, or one that fits no slot of this model.
         """
+        from ctr_models.gates.base import GATES
+        from ctr_models.model import MODELS, SELECTION
+
         slots = [slot for slot in MODELS[base.name].default_gates if slot in GATES[gate].slots]
         if not slots and SELECTION in GATES[gate].slots:
             slots = [SELECTION]
@@ -103,6 +113,8 @@ class Arm(_Strict):
         Raises:
             ConfigError: naming the arm, and the key that the model does not have.
         """
+        from ctr_models.model import ModelSpec
+
         try:
             return ModelSpec.parse(_laid_over(base.to_dict(), self.model))
         except SluiceError as error:
@@ -320,6 +332,8 @@ class Experiment(_Strict):
         Raises:
             ConfigError: naming the file, the key, and the nearest valid one.
         """
+        from pipelines.config import read_yaml
+
         return cls.from_tree(read_yaml(Path(path)), str(path))
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -113,3 +113,11 @@ class TrainConfig(_Strict):
     sharding: ShardingConfig = ShardingConfig()
     slices: tuple[str, ...] = ()
     """Categorical columns by whose values metrics are reported separately."""
+
+
+class RecipeConfig(BaseModel):
+    """A recipe by name and its options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = "fit"
+    options: dict[str, Any] = Field(default_factory=dict)

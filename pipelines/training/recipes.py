@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ctr_models.errors import ArtifactError, ConfigError, explain
 from ctr_models.model import ModelSpec
 from ctr_models.registry import Registry
 from ctr_models.schema import Schema
 from pipelines.features.files import atomic_write
-from pipelines.training.config import OPERATIONAL
+from pipelines.training.config import OPERATIONAL, RecipeConfig
 
 if TYPE_CHECKING:
     from ctr_models.model import CTRModel
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from pipelines.evaluation.ranking import Rankings
     from pipelines.features.prepare import EncodedData
     from pipelines.training.distributed import Ranks
-
-
-class RecipeConfig(BaseModel):
-    """A recipe by name and its options."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str = "fit"
-    options: dict[str, Any] = Field(default_factory=dict)
 
 
 Judge = Callable[["CTRModel", "EncodedData", str, int], "Rankings"]
