@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from ctr_models.batch import EncodedRows
 from ctr_models.candidates import Candidates, joined_rows
 from ctr_models.export import TensorModel, tensors
+from ctr_models.int8 import Int8, definitions, supported
 from ctr_models.model import CTRModel
 from pipelines.release.bundle import TOLERANCE
+from pipelines.release.int8 import LARGEST
 from serving.batching import Encoded
 
 if TYPE_CHECKING:
     from pipelines.release.bundle import Bundle
+    from pipelines.release.int8 import Int8Card
 
 log = logging.getLogger("sluice.models")
 
@@ -41,22 +44,25 @@ class Forward:
     ``eager`` runs the model as it is, with what candidates share computed once a user. ``traced`` is the model as a
     TorchScript program of plain rows: Python does not slow it down, nor does it keep Python from other work, but it
     repeats what is shared. Small passes gain most by it. It exists for models that can be traced for any number of
-    rows, from schemas without lists, and only if it gives the golden rows their scores.
+    rows, from schemas without lists, and only if it gives the golden rows their scores. ``int8`` is that program
+    with the layers in eight bits that the bundle names; it must give the golden rows their scores within 1e-3.
 
     Args:
         bundle: verified.
         example: told a number of candidates, returns an encoded request.
+        int8: whether that way may be taken.
 
     Attributes:
         seconds: of a pass of each measured size, by way.
     """
 
-    def __init__(self, bundle: Bundle, example: Callable[[int], Encoded]) -> None:
+    def __init__(self, bundle: Bundle, example: Callable[[int], Encoded], *, int8: bool = False) -> None:
         self.model = bundle.model
         self.ways: dict[str, Way] = {"eager": self._eager}
-        program = _traced(bundle, example)
-        if program is not None:
+        if program := _traced(bundle, example):
             self.ways["traced"] = program
+        if int8 and bundle.int8 is not None and supported() and (program := _traced(bundle, example, bundle.int8)):
+            self.ways["int8"] = program
         self.seconds = {name: _measure(way, example) for name, way in self.ways.items()}
 
     def __call__(self, requests: Sequence[Encoded]) -> np.ndarray:
@@ -100,7 +106,7 @@ class _Scores(nn.Module):
         return torch.sigmoid(self.model(*batch).float())
 
 
-def _traced(bundle: Bundle, example: Callable[[int], Encoded]) -> Way | None:
+def _traced(bundle: Bundle, example: Callable[[int], Encoded], int8: Int8Card | None = None) -> Way | None:
     """Return the model as a program, or None if it can't be had or does not give the golden rows their scores."""
     from pipelines.release.bundle import SCORE
 
@@ -111,22 +117,24 @@ def _traced(bundle: Bundle, example: Callable[[int], Encoded]) -> Way | None:
     def way(requests: Sequence[Encoded]) -> Tensor:
         return program(*tensors(_plain(schema, requests).batch()))
 
-    golden = bundle.golden
+    golden, whole = bundle.golden, _Scores(model).eval()
+    kind, tolerance = ("traced", TOLERANCE) if int8 is None else ("in int8", LARGEST)
     try:
-        with _quietly(), _definitions(model), torch.no_grad():
+        with _quietly(), definitions(model), torch.no_grad():
             given = tensors(_plain(schema, [example(3)]).batch())
-            program = torch.jit.freeze(torch.jit.trace(_Scores(model).eval(), given, check_trace=False))
+            with nullcontext() if int8 is None else Int8(model, int8.ranges, whole):
+                program = torch.jit.freeze(torch.jit.trace(whole, given, check_trace=False))
         expected = golden[SCORE].to_numpy()
         rows = bundle.encoder.encode({}, {}, golden.drop(SCORE).to_dicts())
         for size in {1, 2, len(golden)}:
             with torch.inference_mode():
                 found = program(*tensors(rows.batch(slice(0, size)))).numpy()
             apart = float(np.abs(found - expected[:size]).max())
-            if not apart <= TOLERANCE:
-                log.info("%s: not traced, its scores of golden rows are %.1e apart", bundle.hash[:12], apart)
+            if not apart <= tolerance:
+                log.info("%s: not %s, its scores of golden rows are %.1e apart", bundle.hash[:12], kind, apart)
                 return None
     except Exception as error:  # whatever a model of somebody else's does in a trace: it runs as it is
-        log.info("%s: not traced: %s", bundle.hash[:12], str(error).strip().splitlines()[-1:])
+        log.info("%s: not %s: %s", bundle.hash[:12], kind, str(error).strip().splitlines()[-1:])
         return None
     return way
 
@@ -137,19 +145,6 @@ def _plain(schema: Any, requests: Sequence[Encoded]) -> EncodedRows:
     if not shared:
         return own
     return joined_rows(schema, EncodedRows.concat(shared), own, [len(r) for r in requests])
-
-
-@contextmanager
-def _definitions(model: nn.Module) -> Iterator[None]:
-    """Let operators compute their plain definitions: a trace knows no other, and it must hold for any size."""
-    fused = {module: module.fused for module in model.modules() if hasattr(module, "fused")}
-    try:
-        for module in fused:
-            module.fused = False  # type: ignore[assignment]
-        yield
-    finally:
-        for module, was in fused.items():
-            module.fused = was
 
 
 @contextmanager

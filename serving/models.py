@@ -128,7 +128,7 @@ class Models:
         for slot in self.slots.values():
             try:
                 slot.seen = await self._aside(self._look, slot)
-                scorer = await self._aside(Scorer.load, slot.source, self._settings.tracking_uri)
+                scorer = await self._aside(self._scorer_of, slot.source)
             except Exception as error:
                 self._refuse(slot, error)
                 raise
@@ -167,7 +167,7 @@ class Models:
         if found == slot.refused and time.monotonic() < slot.again:
             return
         try:
-            scorer = await self._aside(Scorer.load, slot.source, self._settings.tracking_uri)
+            scorer = await self._aside(self._scorer_of, slot.source)
         except Exception as error:
             slot.failures = slot.failures + 1 if found == slot.refused else 1
             slot.refused = found
@@ -176,6 +176,9 @@ class Models:
             return
         slot.seen = found
         self._swap(slot, scorer)
+
+    def _scorer_of(self, source: str) -> Scorer:
+        return Scorer.load(source, self._settings.tracking_uri, int8=self._settings.int8)
 
     def _look(self, slot: Slot) -> object:
         """Return what changes whenever the source means another bundle."""

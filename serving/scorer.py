@@ -29,6 +29,7 @@ class Scorer:
     Args:
         bundle: verified.
         card: how the model is named in answers.
+        int8: whether layers that bear it may be computed in eight bits, where that is faster.
 
     Example:
         >>> import tempfile
@@ -42,31 +43,32 @@ class Scorer:
         [(2,), (1,)]
     """
 
-    def __init__(self, bundle: Bundle, card: ModelCard) -> None:
+    def __init__(self, bundle: Bundle, card: ModelCard, *, int8: bool = False) -> None:
         self.bundle, self.card = bundle, card
         self.columns = bundle.state.spec.request_columns
         # Read now: the folder may hold the next bundle by the time that somebody asks.
         self.example = example_request(bundle)
         self.inputs = bundle.golden.drop(SCORE).schema
-        self.forward = Forward(bundle, self._some)
+        self.forward = Forward(bundle, self._some, int8=int8)
 
     @classmethod
-    def load(cls, source: str, tracking_uri: str | None = None) -> Scorer:
+    def load(cls, source: str, tracking_uri: str | None = None, *, int8: bool = False) -> Scorer:
         """Find, fetch and verify a bundle.
 
         Args:
             source: ``models:/name@alias``, ``models:/name/version`` or a path.
             tracking_uri: of the MLflow store.
+            int8: as for the constructor.
 
         Raises:
             ArtifactError: it can't be found, or does not prove itself.
         """
         if not source.startswith(SCHEME):
             bundle = Bundle.load(source)
-            return cls(bundle, card_of(bundle))
+            return cls(bundle, card_of(bundle), int8=int8)
         release = locate(source, tracking_uri)
         bundle = Bundle.load(fetch(release, tracking_uri))
-        return cls(bundle, card_of(bundle, release.name, release.version))
+        return cls(bundle, card_of(bundle, release.name, release.version), int8=int8)
 
     def encode(self, user: Columns, context: Columns, candidates: Sequence[Columns]) -> Encoded:
         """Encode a request for :meth:`run`.

@@ -88,6 +88,8 @@ class Settings(BaseModel):
     """Processes that share the port. Limits hold for each; rates of keys are counted by each."""
     threads: int = Field(1, ge=1, le=256)
     """Of a worker, that compute forward passes, one core each, beside the one that reads, encodes and answers."""
+    int8: bool = False
+    """Layers that a bundle names are computed in eight bits where that is faster: scores change by 1e-3 at most."""
     batch_rows: int = Field(2048, ge=1)
     """Candidates of concurrent requests that may share a forward pass; a single request may have more."""
     batch_ms: float = Field(10.0, ge=0)

@@ -26,8 +26,8 @@ from pipelines.features.prepare import EncodedData, prepare
 from pipelines.release.bundle import SCORE, Bundle
 from pipelines.release.golden import golden_rows
 from pipelines.release.promotion import promote
-from pipelines.release.reference import Reference
 from pipelines.release.registry import model_names, register, releases
+from pipelines.release.sample import sampled
 from pipelines.release.store import connect, quiet
 from pipelines.training.predict import Predictions, predict
 from pipelines.training.tracking import tracking_uri
@@ -179,9 +179,8 @@ class Walkthrough:
                 config=plain_config(config.public()),
                 metrics=result.metrics,
                 golden=golden_rows(part.frame, data.state.spec),
-                reference=Reference.of_files(
-                    result.model, data.state, train=data.files("train"), valid=data.files("valid")
-                ),
+                seen=sampled(data.files("train"), data.state.schema()),
+                unseen=sampled(data.files("valid"), data.state.schema()),
             )
             kept = {
                 "run_id": result.mlflow_run_id,

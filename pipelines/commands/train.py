@@ -157,10 +157,10 @@ def _release(config: RunConfig, raw: RawData, result: TrainResult, *, once: bool
     from pipelines.config import plain_config
     from pipelines.release.bundle import Bundle
     from pipelines.release.golden import golden_rows
-    from pipelines.release.reference import Reference
+    from pipelines.release.sample import sampled
 
     test = raw.parts.get("test") or raw.parts["all"]
-    bundle = result.run_dir / "bundle"
+    bundle, schema = result.run_dir / "bundle", result.data.state.schema()
     if not (once and bundle.exists()):
         Bundle.create(
             bundle,
@@ -169,9 +169,8 @@ def _release(config: RunConfig, raw: RawData, result: TrainResult, *, once: bool
             config=plain_config(config.public()),
             metrics=result.metrics,
             golden=golden_rows(test.frame, result.data.state.spec, rows=GOLDEN_ROWS),
-            reference=Reference.of_files(
-                result.model, result.data.state, train=result.data.files("train"), valid=result.data.files("valid")
-            ),
+            seen=sampled(result.data.files("train"), schema),
+            unseen=sampled(result.data.files("valid"), schema),
         )
     version = None
     if config.tracking.enabled:

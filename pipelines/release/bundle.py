@@ -29,16 +29,18 @@ from pipelines.features.files import atomic_directory, sha256_file, sha256_tree
 from pipelines.features.online import OnlineEncoder
 from pipelines.features.state import FeatureState
 from pipelines.features.transform import encoded_rows, transform
+from pipelines.release.int8 import Int8Card, scores
 from pipelines.release.reference import Reference
 
 FORMAT = 1
-MANIFEST, WEIGHTS, FEATURES, GOLDEN, CONFIG, REFERENCE = (
+MANIFEST, WEIGHTS, FEATURES, GOLDEN, CONFIG, REFERENCE, INT8 = (
     "bundle.json",
     "weights.safetensors",
     "features",
     "golden.parquet",
     "config.yaml",
     "reference.json",
+    "int8.json",
 )
 SCORE = "__score__"
 TOLERANCE = 1e-5
@@ -96,6 +98,11 @@ class Bundle:
         """How features and scores were spread in training; None if the bundle does not say."""
         return Reference.read(self.directory / REFERENCE) if REFERENCE in self.manifest["files"] else None
 
+    @cached_property
+    def int8(self) -> Int8Card | None:
+        """Which layers may be computed in eight bits; None if none may, or the bundle does not say."""
+        return Int8Card.read(self.directory / INT8) if INT8 in self.manifest["files"] else None
+
     @classmethod
     def create(
         cls,
@@ -106,7 +113,8 @@ class Bundle:
         config: Mapping[str, Any],
         metrics: Mapping[str, float],
         golden: pl.DataFrame,
-        reference: Reference | None = None,
+        seen: EncodedRows | None = None,
+        unseen: EncodedRows | None = None,
         created: datetime | None = None,
     ) -> Bundle:
         """Write a bundle, whole or not at all.
@@ -118,7 +126,10 @@ class Bundle:
             config: the run's configuration, as plain values.
             metrics: what the model reached; finite numbers.
             golden: some raw rows, at least one. Columns that the model does not read are dropped.
-            reference: how features and scores were spread in training, which servers compare their traffic with.
+            seen: encoded training rows: how features are spread in training, which servers compare their traffic
+                with. None: the bundle does not say.
+            unseen: encoded rows that the model did not learn from, for what is to be known of its scores; None
+                takes the training rows.
             created: for the manifest; now by default. The same inputs and time give the same bytes.
 
         Raises:
@@ -142,8 +153,6 @@ class Bundle:
             save_file(weights, aside / WEIGHTS)
             state.save(aside / FEATURES)
             (aside / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-            if reference is not None:
-                (aside / REFERENCE).write_text(reference.model_dump_json() + "\n", encoding="utf-8")
             manifest: dict[str, Any] = {
                 "format": FORMAT,
                 "created": (created or datetime.now(UTC)).isoformat(timespec="seconds"),
@@ -157,17 +166,19 @@ class Bundle:
             training = model.training
             bundle = cls(aside, model, state, dict(config), manifest)
             try:
-                scores = bundle.score_frame(rows)
+                found = bundle.score_frame(rows)
+                if seen is not None:
+                    bundle._measure(seen, seen if unseen is None else unseen)
             finally:
                 model.train(training)
-            if not np.isfinite(scores).all():
-                bad = int(np.flatnonzero(~np.isfinite(scores))[0])
+            if not np.isfinite(found).all():
+                bad = int(np.flatnonzero(~np.isfinite(found))[0])
                 raise DataError(
-                    f"the model scores {scores[bad]}",
+                    f"the model scores {found[bad]}",
                     where=f"{directory}: golden row {bad}",
                     remedy="the weights have diverged; lower the learning rate and train again",
                 )
-            rows.with_columns(pl.Series(SCORE, scores)).write_parquet(aside / GOLDEN)
+            rows.with_columns(pl.Series(SCORE, found)).write_parquet(aside / GOLDEN)
             manifest["files"] = sha256_tree(aside)
             manifest["hash"] = _hash(manifest)
             (aside / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -226,7 +237,7 @@ class Bundle:
         config = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
         bundle = cls(directory, model, state, config, manifest)
         bundle._replay()
-        _ = bundle.reference  # read now: the folder may hold the next bundle later
+        _ = bundle.reference, bundle.int8  # read now: the folder may hold the next bundle later
         return bundle
 
     def score_frame(self, frame: pl.DataFrame, *, source: str = "rows", batch_size: int = 16384) -> np.ndarray:
@@ -272,6 +283,14 @@ class Bundle:
         with torch.inference_mode():
             logits = self.model(rows.batch(chosen))  # (N,)
             return torch.sigmoid(logits.float()).numpy()
+
+    def _measure(self, seen: EncodedRows, unseen: EncodedRows) -> None:
+        """Write what rows tell of the model beside its weights."""
+        reference = Reference.of(seen, scores(self.model, unseen))
+        (self.directory / REFERENCE).write_text(reference.model_dump_json() + "\n", encoding="utf-8")
+        int8 = Int8Card.of(self.model, seen, unseen)
+        if int8 is not None:
+            (self.directory / INT8).write_text(int8.model_dump_json() + "\n", encoding="utf-8")
 
     def _replay(self) -> None:
         golden = self.golden

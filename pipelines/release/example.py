@@ -15,7 +15,6 @@ from pipelines.features.spec import FeatureSpec
 from pipelines.features.state import FeatureState
 from pipelines.features.transform import encoded_rows, transform
 from pipelines.release.bundle import Bundle
-from pipelines.release.reference import Reference, model_scores
 
 SPEC = FeatureSpec.model_validate(
     {
@@ -90,6 +89,6 @@ def example_bundle(
         config={"name": "example"},
         metrics=metrics or {"test_auc": 0.7, "test_logloss": 0.5},
         golden=log.head(16),
-        reference=Reference.of(rows, model_scores(built, rows)),
+        seen=rows,
         created=datetime(2026, 1, 1, tzinfo=UTC),
     )

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ctr_models.batch import EncodedRows
 from ctr_models.errors import ArtifactError
-from ctr_models.model import CTRModel
-from ctr_models.schema import Schema
 from pipelines.features.encoders import FIRST, MISSING, UNKNOWN
-from pipelines.features.state import FeatureState
-from pipelines.features.transform import encoded_rows
 
 GROUPS = 10
-ROWS = 20_000
-"""Of a split that are looked at."""
 FLOOR = 1e-4
 """A share below this counts as this: what was never seen would be infinitely far away."""
-_CHUNKS = 8
 
 Shares = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
 
@@ -109,22 +100,6 @@ class Reference(BaseModel):
         return cls(rows=len(rows), fields=fields, scores=Spread.of(scores, _quantiles(scores)))
 
     @classmethod
-    def of_files(
-        cls, model: CTRModel, state: FeatureState, *, train: Sequence[Path], valid: Sequence[Path]
-    ) -> Reference:
-        """Measure encoded training rows, and a model's scores of rows that it did not learn from.
-
-        Args:
-            model: in evaluation mode, on CPU.
-            state: that encoded the rows.
-            train: Parquet files of the training rows. Some rows serve, spread over all.
-            valid: of the validation rows; where there are none, the training rows are scored.
-        """
-        schema, unseen = state.schema(), _row_groups(valid)
-        seen = _sample(_row_groups(train), schema)
-        return cls.of(seen, model_scores(model, _sample(unseen, schema) if unseen else seen))
-
-    @classmethod
     def read(cls, path: Path) -> Reference:
         """Read what :class:`pipelines.release.bundle.Bundle` wrote.
 
@@ -153,35 +128,7 @@ def columns(rows: EncodedRows) -> Mapping[str, np.ndarray]:
     return found
 
 
-def model_scores(model: CTRModel, rows: EncodedRows, *, batch_size: int = 4096) -> np.ndarray:
-    """Return a model's click probabilities of encoded rows, (N,) float32."""
-    import torch
-
-    with torch.inference_mode():
-        parts = [
-            torch.sigmoid(model(rows.batch(slice(i, i + batch_size))).float()).numpy()
-            for i in range(0, len(rows), batch_size)
-        ]
-    return np.concatenate(parts)
-
-
 def _quantiles(values: np.ndarray) -> np.ndarray:
     """Return the inner edges of groups of equal size, fewer where values repeat."""
     cuts = np.quantile(values, np.linspace(0, 1, GROUPS + 1)[1:-1], method="higher")
     return np.unique(cuts)
-
-
-def _row_groups(files: Sequence[Path]) -> list[tuple[Path, int]]:
-    counts = [(path, pq.read_metadata(path)) for path in files]
-    return [(path, i) for path, told in counts if told.num_rows for i in range(told.num_row_groups)]
-
-
-def _sample(groups: Sequence[tuple[Path, int]], schema: Schema) -> EncodedRows:
-    """Return some rows, evenly spread over some row groups, themselves evenly spread over the given ones."""
-    chosen = [groups[i] for i in np.unique(np.linspace(0, len(groups) - 1, _CHUNKS).astype(int))]
-    parts = []
-    for path, group in chosen:
-        table = pq.ParquetFile(path).read_row_group(group)
-        step = max(1, -(-table.num_rows * len(chosen) // ROWS))
-        parts.append(table.take(np.arange(0, table.num_rows, step)))
-    return encoded_rows(pa.concat_tables(parts, promote_options="default"), schema)

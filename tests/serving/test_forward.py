@@ -10,11 +10,14 @@ import polars as pl
 import pytest
 import torch
 
+from ctr_models.int8 import supported
 from ctr_models.model import CTRModel, ModelSpec
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.state import FeatureState
+from pipelines.features.transform import encoded_rows, transform
 from pipelines.release.bundle import Bundle
 from pipelines.release.example import example_bundle
+from pipelines.release.int8 import scores
 from serving.forward import MEASURED_ROWS
 from serving.scorer import Scorer, card_of
 
@@ -22,7 +25,7 @@ COLUMNS = {"user": "user", "hour": "context", "item": "item", "shop": "item"}
 SIZES = (1, 3, 40, 300)
 
 
-def plain_bundle(directory: Path, model: Any, *, seed: int = 0) -> Bundle:
+def plain_bundle(directory: Path, model: Any, *, seed: int = 0, std: float = 0.3) -> Bundle:
     """A bundle of categorical fields and a number, without lists."""
     make = np.random.default_rng(seed)
     log = pl.DataFrame(
@@ -37,8 +40,11 @@ def plain_bundle(directory: Path, model: Any, *, seed: int = 0) -> Bundle:
         torch.manual_seed(seed)
         built = ModelSpec.parse(model).build(state.schema())
         for parameter in built.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    return Bundle.create(directory, model=built, state=state, config={}, metrics={}, golden=log.head(8))
+            torch.nn.init.normal_(parameter, std=std)
+    rows = encoded_rows(transform(state, log.lazy(), source="made").collect(), state.schema())
+    told = scores(built.eval(), rows)
+    rows.label[:] = told > np.median(told)  # 300 rows of chance would have an AUC that changes with the last bit
+    return Bundle.create(directory, model=built, state=state, config={}, metrics={}, golden=log.head(8), seen=rows)
 
 
 def requests(bundle: Bundle) -> list[dict[str, Any]]:
@@ -62,6 +68,34 @@ def test_both_ways_give_the_bundles_scores_for_any_number_of_rows_and_users(mode
             for one, scores in zip(encoded, expected, strict=True):
                 np.testing.assert_allclose(way([one]).numpy(), scores, atol=1e-5)
             np.testing.assert_allclose(way(encoded).numpy(), np.concatenate(expected), atol=1e-5)
+
+
+@pytest.mark.skipif(not supported(), reason="torch has no int8 products on this machine")
+@pytest.mark.parametrize("model", ["finalmlp", "gdcn"])
+def test_layers_in_eight_bits_change_scores_by_a_thousandth_at_most(model: str, tmp_path: Path) -> None:
+    bundle = plain_bundle(tmp_path / "bundle", model, std=0.05)
+    assert "int8" not in Scorer(bundle, card_of(bundle)).forward.ways
+    scorer = Scorer(bundle, card_of(bundle), int8=True)
+    assert set(scorer.forward.ways) == {"eager", "traced", "int8"}
+    given = requests(bundle)
+    encoded = [scorer.encode(**one) for one in given]
+    expected = np.concatenate([bundle.score_request(**one) for one in given])
+    with torch.inference_mode():
+        together = scorer.forward.ways["int8"](encoded).numpy()
+        apart = np.concatenate([scorer.forward.ways["int8"]([one]).numpy() for one in encoded])
+    np.testing.assert_allclose(together, expected, atol=1e-3)
+    np.testing.assert_allclose(together, apart, atol=1e-6)
+    assert (together != expected).any()
+
+
+def test_a_program_in_eight_bits_that_is_too_far_off_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = plain_bundle(tmp_path / "bundle", "gdcn", std=0.05)
+    assert bundle.int8 is not None
+    wrong = {name: (low / 50, high / 50) for name, (low, high) in bundle.int8.ranges.items()}
+    monkeypatch.setitem(bundle.__dict__, "int8", bundle.int8.model_copy(update={"ranges": wrong}))
+    assert set(Scorer(bundle, card_of(bundle), int8=True).forward.ways) == {"eager", "traced"}
 
 
 def test_the_fastest_way_is_taken_for_so_many_rows(tmp_path: Path) -> None:
