@@ -286,11 +286,10 @@ class Bundle:
 
     def _measure(self, seen: EncodedRows, unseen: EncodedRows) -> None:
         """Write what rows tell of the model beside its weights."""
-        reference = Reference.of(seen, scores(self.model, unseen))
-        (self.directory / REFERENCE).write_text(reference.model_dump_json() + "\n", encoding="utf-8")
+        Reference.of(seen, scores(self.model, unseen)).write(self.directory / REFERENCE)
         int8 = Int8Card.of(self.model, seen, unseen)
         if int8 is not None:
-            (self.directory / INT8).write_text(int8.model_dump_json() + "\n", encoding="utf-8")
+            int8.write(self.directory / INT8)
 
     def _replay(self) -> None:
         golden = self.golden

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from ctr_models.batch import EncodedRows
-from ctr_models.errors import ArtifactError
 from ctr_models.int8 import Int8, Observed, Ranges, definitions, supported
 from ctr_models.model import CTRModel
 from pipelines.evaluation.metrics import auc, logloss
+from pipelines.release.part import Part
 
 LARGEST, AUC_CHANGE = 1e-3, 1e-4
 """Most that a probability, and the AUC, of rows that the model did not learn from may change."""
 _BATCH = 4096
 
 
-class Int8Card(BaseModel):
+class Int8Card(Part):
     """Layers that may be computed in eight bits: all but those that would change the scores too much.
 
     Each layer is tried alone on training rows, where the ranges of its inputs come from too. Those that change the
@@ -35,7 +33,7 @@ class Int8Card(BaseModel):
         largest: difference of two probabilities.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    what = "the int8 card"
     ranges: dict[str, tuple[float, float]] = Field(min_length=1)
     rows: int = Field(ge=1)
     auc: float = Field(ge=0, le=1)
@@ -86,23 +84,6 @@ class Int8Card(BaseModel):
                     )
                 chosen.pop()
         return None
-
-    @classmethod
-    def read(cls, path: Path) -> Int8Card:
-        """Read what :class:`pipelines.release.bundle.Bundle` wrote.
-
-        Raises:
-            ArtifactError: it is none.
-        """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ArtifactError(
-                f"not the int8 card of a bundle ({'.'.join(map(str, first['loc']))}: {first['msg']})",
-                where=str(path),
-                remedy="copy the bundle again from where it was made, or train again",
-            ) from None
 
 
 def scores(model: CTRModel, rows: EncodedRows, most: int | None = None) -> np.ndarray:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ctr_models.batch import EncodedRows
-from ctr_models.errors import ArtifactError
 from pipelines.features.encoders import FIRST, MISSING, UNKNOWN
+from pipelines.release.part import Part
 
 GROUPS = 10
 FLOOR = 1e-4
@@ -67,7 +66,7 @@ class Spread(BaseModel):
         return float(((p - q) * np.log(p / q)).sum())
 
 
-class Reference(BaseModel):
+class Reference(Part):
     """What a model saw when it was trained, and the scores that it gave rows which it had not seen.
 
     Args:
@@ -83,7 +82,7 @@ class Reference(BaseModel):
         (['ad', 'price'], 10)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    what = "the reference"
     rows: int = Field(ge=1)
     fields: dict[str, Spread]
     scores: Spread
@@ -98,23 +97,6 @@ class Reference(BaseModel):
             inner = _quantiles(known) if len(known) else np.empty(0)
             fields[name] = Spread.of(values, np.concatenate([[UNKNOWN, FIRST], inner]) if ids else inner)
         return cls(rows=len(rows), fields=fields, scores=Spread.of(scores, _quantiles(scores)))
-
-    @classmethod
-    def read(cls, path: Path) -> Reference:
-        """Read what :class:`pipelines.release.bundle.Bundle` wrote.
-
-        Raises:
-            ArtifactError: it is none.
-        """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ArtifactError(
-                f"not the reference of a bundle ({'.'.join(map(str, first['loc']))}: {first['msg']})",
-                where=str(path),
-                remedy="copy the bundle again from where it was made, or train again",
-            ) from None
 
 
 def columns(rows: EncodedRows) -> Mapping[str, np.ndarray]:
