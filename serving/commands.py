@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
         "sluice serve -m runs/clicks/bundle --host 0.0.0.0 --port 9000\n\n"
         "sluice serve -m main=models:/clicks@champion -m next=models:/clicks@challenger\n\n"
         "sluice serve -m models:/clicks@champion --features runs/online\n\n"
-        "sluice serve -m models:/clicks@champion --events sqlite:///runs/events.db\n\n"
+        "sluice serve -m models:/clicks@champion --events postgresql://sluice@db/events\n\n"
         "curl localhost:8000/docs",
     )(serve)
     key_commands.register(app)
@@ -44,7 +44,10 @@ def serve(
     ] = None,
     events: Annotated[
         str | None,
-        typer.Option(help="Keep exposures, events and experiments: sqlite:///runs/events.db, or postgresql://."),
+        typer.Option(
+            help="Database of exposures, events and experiments: sqlite:///file.db, postgresql://, or none. "
+            "[default: sqlite:///runs/events.db]"
+        ),
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="JSON file of API keys. [default: everyone may score]")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that share the port. [default: 1]")] = None,

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.result import Json, write_json
+from serving import EMBEDDED
 
 Url = Annotated[str, typer.Option("--events", help="Database: sqlite:///file.db or postgresql://user@host/name.")]
-EMBEDDED = "sqlite:///runs/events.db"
 
 
 def register(app: typer.Typer) -> None:

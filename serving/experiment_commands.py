@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipelines.commands.result import Json, write_json
-from serving.event_commands import EMBEDDED, Url
+from serving import EMBEDDED
+from serving.event_commands import Url
 
 if TYPE_CHECKING:
     from rich.table import Table

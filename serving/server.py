@@ -152,12 +152,26 @@ def _show(settings: Settings, listener: socket.socket, cards: Cards) -> None:
             screen.print(Text.assemble(*parts), soft_wrap=True)
         else:
             log.info("%s%s on %s", shown, where, address, extra={"fields": {"hash": card["hash"]}})
+    if settings.events_url is not None:
+        where = _place(settings.events_url)
+        if sys.stderr.isatty():
+            screen.print(
+                Text(f"exposures and events are kept in {where} (--events none keeps none)"), soft_wrap=True
+            )
+        else:
+            log.info("exposures and events are kept in %s", where)
     if settings.keys is None and not ipaddress.ip_address(host).is_loopback:
         if sys.stderr.isatty():
             text = "[yellow]Whoever reaches this address may use it:[/] give --keys, see sluice keys --help"
             screen.print(text, soft_wrap=True)
         else:
             log.warning("no keys: whoever reaches %s may use it; give --keys, see sluice keys --help", address)
+
+
+def _place(url: str) -> str:
+    """Say where a database is: of SQLite the whole path, of a server the address without its password."""
+    path = url.removeprefix("sqlite:///")
+    return os.path.abspath(path) if path != url else logs.masked(url)
 
 
 def listen(host: str, port: int) -> socket.socket:

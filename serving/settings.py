@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ctr_models.errors import ConfigError, explain, nearest
+from serving import EMBEDDED
 
 PREFIX = "SLUICE_"
 _OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -21,6 +22,11 @@ _SLOT = re.compile(r"(?P<slot>[\w.-]{1,64})=(?P<source>.+)")
 def _listed(value: Any) -> Any:
     """Split a text at its commas."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _nothing(value: Any) -> Any:
+    """Read the word ``none`` as nothing."""
+    return None if value == "none" else value
 
 
 def _name(source: str) -> str:
@@ -71,9 +77,9 @@ class Settings(BaseModel):
     ``rediss://`` or ``unix://``. None: requests bring all features themselves."""
     features_timeout_ms: float = Field(100.0, gt=0)
     """Milliseconds that Redis may take to answer; a request goes on without stored features then."""
-    events_url: str | None = None
-    """Database of exposures, events and experiments: ``sqlite:///runs/events.db``, or ``postgresql://``. None: none
-    are kept."""
+    events_url: Annotated[str | None, BeforeValidator(_nothing)] = None
+    """Database of exposures, events and experiments: ``sqlite:///file.db`` or ``postgresql://``. None (``none`` in
+    the environment): none are kept. An environment without it means :data:`serving.EMBEDDED`."""
     events_spool: Path = Path("runs/spool")
     """Folder for what the database can't take at the moment."""
     events_spool_bytes: int = Field(2**28, ge=2**16)
@@ -138,7 +144,7 @@ class Settings(BaseModel):
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, **given: Any) -> Settings:
-        """Read the environment; what is given, and not None, wins.
+        """Read the environment; what is given, and not None, wins. Who says nothing of events keeps them.
 
         Raises:
             ConfigError: naming the variable.
@@ -157,6 +163,7 @@ class Settings(BaseModel):
         values |= {name: value for name, value in given.items() if value is not None}
         if not values.get("model"):
             raise ConfigError("no model to serve", remedy="give --model models:/name@champion, or set SLUICE_MODEL")
+        values.setdefault("events_url", EMBEDDED)
         try:
             return cls(**values)
         except ValidationError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ctr_models.errors import RequestError
+from ctr_models.errors import ConfigError, RequestError
 from pipelines.experiments.experiment import Arm
 from serving.analysis import LiveResults
 from serving.batching import Batcher, Late, Overloaded
@@ -57,7 +57,7 @@ class Traffic:
         problem: why the experiments may not be the latest; empty if they are.
 
     Raises:
-        ConfigError: the URL names no database for events.
+        ConfigError: the URL names no database for events, or the spool's folder can't be written.
     """
 
     def __init__(self, settings: Settings, models: Models, batcher: Batcher) -> None:
@@ -66,9 +66,7 @@ class Traffic:
         # Connections are not shared between the writer's thread and the readers of experiments.
         self._database = Database(settings.events_url)
         self.experiments = Experiments(self._database)
-        self.store = EventStore(
-            Database(settings.events_url), Path(settings.events_spool), spool_bytes=settings.events_spool_bytes
-        )
+        self.store = _store(settings, Database(settings.events_url))
         self.results = LiveResults(Database(settings.events_url), self.experiments)
         self._guardrails = Guardrails(Database(settings.events_url), self.experiments, settings.guardrail_seconds)
         self._shadows: set[asyncio.Task[None]] = set()
@@ -217,6 +215,18 @@ class Traffic:
         if what not in self._told:
             self._told.add(what)
             log.error(message)
+
+
+def _store(settings: Settings, database: Database) -> EventStore:
+    try:
+        return EventStore(database, settings.events_spool, spool_bytes=settings.events_spool_bytes)
+    except OSError as error:
+        raise ConfigError(
+            f"exposures and events can't be kept here ({error.strerror})",
+            where=str(Path(error.filename or settings.events_spool).absolute()),
+            remedy="give SLUICE_EVENTS_SPOOL a folder and --events a database that can be written; "
+            "--events none keeps nothing",
+        ) from None
 
 
 def not_stored(error: NotStored) -> Refused:

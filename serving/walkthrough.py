@@ -247,7 +247,10 @@ class Walkthrough:
         request = {"candidates": [plain_row(row) for row in golden.drop(SCORE).to_dicts()]}
         many = {"candidates": (request["candidates"] * CANDIDATES)[:CANDIDATES]}
         model = f"models:/{name}@champion"
-        with running_server(model, tracking_uri=self.uri, log=self.out / "server.log") as client:
+        # Beside the other things of the demo, not where the server of the reader's own keeps its events.
+        kept = {"SLUICE_EVENTS_URL": f"sqlite:///{self.out}/events.db", "SLUICE_EVENTS_SPOOL": f"{self.out}/spool"}
+        log = self.out / "server.log"
+        with running_server(model, tracking_uri=self.uri, log=log, environment=kept) as client:
             reply = client.post("/v1/score", json=request).raise_for_status().json()
             apart = float(np.abs(np.array(reply["scores"]) - golden[SCORE].to_numpy()).max())
             if apart > TOLERANCE:

@@ -21,6 +21,8 @@ from hypothesis import settings
 # Tests run side by side: one thread each, set before torch is imported, and inherited by processes they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A server that a test starts keeps events only where the test says so, and never beside the sources.
+os.environ["SLUICE_EVENTS_URL"] = "none"
 # Without a GPU, Triton's kernels run in its interpreter; it has to know before it is imported.
 if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")

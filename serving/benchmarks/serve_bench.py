@@ -4,7 +4,7 @@ Server and load generator share the machine, each a process of its own; the serv
 bundle come from one run, one after the other:
 
 served
-    ``sluice serve``: some seconds for each number of clients and of candidates;
+    ``sluice serve``, without exposures unless told: some seconds for each number of clients and of candidates;
 half
     at half of the requests a second that it reached with 100 candidates, evenly spaced;
 forward
@@ -65,6 +65,9 @@ def main(
     int8: Annotated[
         bool, typer.Option(help="Let the server compute the layers in eight bits that the bundle names.")
     ] = False,
+    events: Annotated[
+        bool, typer.Option(help="Keep every exposure in SQLite, durable before the answer; MLflow keeps none.")
+    ] = False,
     json: JsonPath = None,
     at_least: AtLeast = None,
     at_most: AtMost = None,
@@ -82,7 +85,7 @@ def main(
         steps = len(paths) * (len(many) * len(CANDIDATES) + 2) + (len(CANDIDATES) + 1 if mlflow else 0)
         with progress(Console(stderr=True), steps) as step:
             for place, path in enumerate(paths):
-                bench = _Bench(report, path, place, Path(scratch), seconds, step, int8)
+                bench = _Bench(report, path, place, Path(scratch), seconds, step, int8=int8, events=events)
                 bench.served(many)
                 bench.forward(small=place == 0, large=place == len(paths) - 1)
                 if mlflow and place == 0:
@@ -90,6 +93,7 @@ def main(
     report.note(
         "rows/s of answers with status 200; one server process with one worker; latencies as a client sees them"
     )
+    report.note("every exposure durable before its answer" if events else "no exposures kept, as MLflow keeps none")
     report.note("ratio_forward, ratio_forward_small: best rows/s with 500 candidates over those of the pass alone")
     report.finish(json, at_least, at_most)
 
@@ -98,11 +102,21 @@ class _Bench:
     """The measurements of one bundle."""
 
     def __init__(
-        self, report: BenchReport, path: Path, place: int, scratch: Path, seconds: float, step: Any, int8: bool
+        self,
+        report: BenchReport,
+        path: Path,
+        place: int,
+        scratch: Path,
+        seconds: float,
+        step: Any,
+        *,
+        int8: bool,
+        events: bool,
     ) -> None:
         from pipelines.release.bundle import Bundle
 
-        self.report, self.scratch, self.seconds, self.step, self.int8 = report, scratch, seconds, step, int8
+        self.report, self.scratch, self.seconds, self.step = report, scratch, seconds, step
+        self.int8, self.events = int8, events
         self.bundle = Bundle.load(path)
         self.name = f"{place + 1}_{self.bundle.manifest['model']['name']}"
         self.requests = {n: requests(self.bundle, n) for n in CANDIDATES}
@@ -114,10 +128,12 @@ class _Bench:
 
         bodies = {n: [json.dumps(r).encode() for r in many] for n, many in self.requests.items()}
         # What saturates it on purpose shall be measured, not refused.
-        limits = {"SLUICE_QUEUE_MS": "60000", "SLUICE_QUEUE_ROWS": "1000000", "OMP_NUM_THREADS": "1"}
-        limits["SLUICE_INT8"] = str(self.int8).lower()
+        given = {"SLUICE_QUEUE_MS": "60000", "SLUICE_QUEUE_ROWS": "1000000", "OMP_NUM_THREADS": "1"}
+        given["SLUICE_INT8"] = str(self.int8).lower()
+        given["SLUICE_EVENTS_URL"] = f"sqlite:///{self.scratch}/{self.name}.db" if self.events else "none"
+        given["SLUICE_EVENTS_SPOOL"] = str(self.scratch / "spool")
         log = self.scratch / f"{self.name}.log"
-        with running_server(str(self.bundle.directory), log=log, environment=limits) as client:
+        with running_server(str(self.bundle.directory), log=log, environment=given) as client:
             port = client.base_url.port
             assert port is not None
             for n in CANDIDATES:

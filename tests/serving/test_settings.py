@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ctr_models.errors import ConfigError
+from serving import EMBEDDED
 from serving.settings import Settings
 
 
@@ -25,6 +26,16 @@ def test_several_models_have_a_slot_each() -> None:
     }
     assert next(iter(slots)) == "main"
     assert Settings.from_env({}, model=["a,b", "x=c"]).slots == {"a,b": "a,b", "x": "c"}
+
+
+def test_a_deployment_keeps_events_unless_told_otherwise() -> None:
+    assert Settings.from_env({"SLUICE_MODEL": "a"}).events_url == EMBEDDED == "sqlite:///runs/events.db"
+    assert Settings.from_env({"SLUICE_MODEL": "a", "SLUICE_EVENTS_URL": "none"}).events_url is None
+    assert Settings.from_env({"SLUICE_MODEL": "a"}, events_url="none").events_url is None
+    assert Settings.from_env({"SLUICE_MODEL": "a", "SLUICE_EVENTS_URL": "none"}, events_url="x").events_url == "x"
+    off = Settings.from_env({"SLUICE_MODEL": "a"}, events_url="none")
+    assert Settings.model_validate(off.model_dump(mode="json")) == off  # as workers are told
+    assert Settings(model=("a",)).events_url is None  # an application in another program writes nothing unasked
 
 
 @pytest.mark.parametrize(

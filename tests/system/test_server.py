@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from ctr_models.errors import ArtifactError
 from pipelines.release.bundle import SCORE, Bundle
@@ -24,8 +25,10 @@ from pipelines.release.promotion import promote
 from pipelines.release.registry import register
 from pipelines.release.store import default_uri
 from serving.client import free_port, running_server, stop
+from serving.database import Database, exposures
 
 SERVE = [sys.executable, "-m", "pipelines.cli", "serve"]
+BODY = {"user": {"user_id": 3}, "candidates": [{"item_id": "item-1"}]}
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +154,42 @@ def _parent(stat: Path) -> int:
         return int(stat.read_text().rpartition(")")[2].split()[1])
     except (OSError, IndexError):
         return -1
+
+
+def newcomer() -> dict[str, str]:
+    """The environment of somebody who set nothing."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
+
+
+def test_exposures_are_kept_unless_told_otherwise_and_survive_a_kill(bundle: Bundle, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    command = [*SERVE, "-m", str(bundle.directory), "--port", str(port)]
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path, env=newcomer())
+    try:
+        wait_until(port, "/readyz")
+        url = f"http://127.0.0.1:{port}/v1/score"
+        ids = {httpx.post(url, json=BODY, trust_env=False).json()["request_id"] for _ in range(5)}
+        process.kill()
+        process.wait(30)
+    finally:
+        stop(process)
+    database = tmp_path / "runs" / "events.db"
+    assert f"exposures and events are kept in {database}" in log.read_text()
+    found = Database(f"sqlite:///{database}").rows(sa.select(exposures.c.request_id))
+    assert len(ids) == 5
+    assert {row.request_id for row in found} == ids
+
+
+def test_where_nothing_can_be_kept_the_server_says_so_and_what_to_do(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("no folder")
+    words = "-m", str(bundle.directory), "--port", "0"
+    done = subprocess.run([*SERVE, *words], capture_output=True, text=True, cwd=tmp_path, env=newcomer())
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}/runs")
+    assert "exposures and events can't be kept here (Not a directory)" in done.stderr
+    assert "--events none keeps nothing" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def serve(*words: str, **environment: str) -> tuple[int, str]:

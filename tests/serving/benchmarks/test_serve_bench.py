@@ -34,7 +34,7 @@ def test_a_run(tmp_path: Path) -> None:
     bundle = example_bundle(tmp_path / "bundle", model={"name": "dnn", "mlp": {"hidden": [8]}})
     out = tmp_path / "figures.json"
     with pytest.raises(typer.Exit):
-        main([bundle.directory], 0.1, [1, 2], mlflow=False, json=out, at_least=["ratio_forward=1e9"])
+        main([bundle.directory], 0.1, [1, 2], mlflow=False, events=True, json=out, at_least=["ratio_forward=1e9"])
     told = json.loads(out.read_text())
     figures = told["figures"]
     assert {"ratio_forward", "ratio_forward_small", "1_dnn_p99_half_over_p50"} <= set(figures)
