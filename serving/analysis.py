@@ -22,6 +22,7 @@ from pipelines.experiments.rates import Sums, compare_rates, interval_of_rate, s
 from pipelines.experiments.statistics import MIN_CLUSTERS, Difference
 from serving.database import Database
 from serving.experiments import Experiments, Pause, shares, state
+from serving.off_policy import ranked
 from serving.totals import Totals, totals
 
 Interval = Literal["sequential", "fixed"]
@@ -61,6 +62,9 @@ class ArmResult(_Told):
     conversions: int
     ctr: Rate
     conversion_rate: Rate
+    off_policy_ctr: Rate = Field(
+        description="Of the arm's own ranking, estimated from requests that were answered in random order."
+    )
 
 
 class Effect(_Told):
@@ -148,6 +152,7 @@ def analyse(
     assert online is not None
     begin = time.perf_counter()
     found: dict[str, Totals] = {}
+    ranking: dict[str, Sums] = {}
     mixed = 0
     dealt = shares(experiment, until)
     if since is not None:
@@ -155,6 +160,8 @@ def analyse(
         found, mixed = totals(database, name, list(dealt), **span)
         if online.shadow:
             found |= totals(database, name, online.shadow, **span, apart=True)[0]
+        ranking = ranked(database, name, list(dealt), **span)
+        ranking |= ranked(database, name, online.shadow, **span, apart=True)
     seconds = time.perf_counter() - begin
     live = {arm: found[arm] for arm in dealt if arm in found and arm not in paused}
     alpha, sequential = experiment.decision.alpha, interval == "sequential"
@@ -171,7 +178,16 @@ def analyse(
         since=since,
         until=until,
         arms=[
-            _arm(arm.name, experiment, dealt, found.get(arm.name), paused.get(arm.name), alpha, sequential)
+            _arm(
+                arm.name,
+                experiment,
+                dealt,
+                found.get(arm.name),
+                ranking.get(arm.name),
+                paused.get(arm.name),
+                alpha,
+                sequential,
+            )
             for arm in experiment.arms
         ],
         effects=[_effect(one) for one in differences],
@@ -263,6 +279,7 @@ def _arm(
     experiment: Experiment,
     dealt: Mapping[str, float],
     found: Totals | None,
+    ranking: Sums | None,
     pause: Pause | None,
     alpha: float,
     sequential: bool,
@@ -281,12 +298,14 @@ def _arm(
         shown=one.shown,
         clicks=one.clicks,
         conversions=one.conversions,
-        **{metric: _rate(_sums(one, metric), role, alpha, sequential) for metric in METRICS},
+        # Nobody saw what a shadow arm scored.
+        **{m: _rate(empty if role == "shadow" else _sums(one, m), alpha, sequential) for m in METRICS},
+        off_policy_ctr=_rate(ranking or empty, alpha, sequential),
     )
 
 
-def _rate(sums: Sums, role: str, alpha: float, sequential: bool) -> Rate:
-    if role == "shadow" or not sums.n:  # nobody saw what a shadow arm scored
+def _rate(sums: Sums, alpha: float, sequential: bool) -> Rate:
+    if not sums.n:
         return Rate(value=None)
     try:
         low, high = interval_of_rate(sums, alpha=alpha, sequential=sequential)

@@ -19,7 +19,8 @@ Row = tuple[str, dict[str, Any]]
 """The name of a table, and values by column."""
 
 EXPERIMENTS, EXPOSURES, EVENTS = "sluice_experiments", "sluice_exposures", "sluice_events"
-ASSIGNMENTS, PAUSES, CLAIMS = "sluice_assignments", "sluice_pauses", "sluice_claims"
+ASSIGNMENTS, MATCHES = "sluice_assignments", "sluice_matches"
+PAUSES, CLAIMS = "sluice_pauses", "sluice_claims"
 metadata = sa.MetaData()
 experiments = sa.Table(
     EXPERIMENTS,
@@ -61,6 +62,20 @@ assignments = sa.Table(
     sqlite_with_rowid=False,
 )
 """An exposure in an experiment: narrow rows in the order of units, so that sums over units are one pass."""
+matches = sa.Table(
+    MATCHES,
+    metadata,
+    sa.Column("experiment", sa.String(100), primary_key=True),
+    sa.Column("unit", sa.Text, primary_key=True),
+    sa.Column("time", sa.BigInteger, primary_key=True),
+    sa.Column("exposure_id", sa.String(32), primary_key=True),
+    sa.Column("candidate", sa.Integer, primary_key=True),
+    sa.Column("arm", sa.String(100), nullable=False),
+    sa.Column("item", sa.Text),
+    sa.Column("shown", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""A candidate that a random order put where the arm's ranking would have, one of so many shown."""
 pauses = sa.Table(
     PAUSES,
     metadata,

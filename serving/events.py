@@ -378,7 +378,7 @@ def exposure(
         "user": user,
         "context": context,
         "candidates": candidates,
-        "items": [unit_text({**situation, **c}.get(item)) for c in candidates] if item is not None else None,
+        "items": items_of(given, item),
         "scores": scores.tolist(),
         "positions": positions.tolist(),
         "propensities": propensities.tolist(),
@@ -399,6 +399,15 @@ def exposure(
         "gates": _encode(card.gates).decode(),
         "content": _encode(content).decode(),
     }
+
+
+def items_of(given: tuple[Columns, Columns, Sequence[Columns]], item: str | None) -> list[str | None] | None:
+    """Return what events may call each candidate; None if no column names items."""
+    if item is None:
+        return None
+    user, context, candidates = given
+    situation = {**user, **context}
+    return [unit_text({**situation, **one}.get(item)) for one in candidates]
 
 
 def assigned(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Its name.")]
 ArmName = Annotated[str, typer.Argument(metavar="ARM", help="Not the control.")]
+Reason = Annotated[str, typer.Option(help="For people; it is kept.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -103,31 +104,33 @@ def check(events: Url = EMBEDDED, json: Json = None) -> None:
 def pause(
     experiment: Name,
     arm: ArmName,
-    reason: Annotated[str, typer.Option(help="For people; it is kept.")],
+    reason: Reason,
     events: Url = EMBEDDED,
 ) -> None:
     """Let the control serve an arm's units, outside the experiment, until the arm is resumed.
 
     Example: sluice experiments pause gates gated --reason "wrong prices"
     """
-    with _opened(events) as (_, kept):
-        done = kept.pause(experiment, arm, reason)
-    typer.echo(f"{experiment}: arm {arm} is paused. {done.reason}", err=True)
+    _switch(experiment, arm, reason, events, paused=True)
 
 
 def resume(
     experiment: Name,
     arm: ArmName,
-    reason: Annotated[str, typer.Option(help="For people; it is kept.")],
+    reason: Reason,
     events: Url = EMBEDDED,
 ) -> None:
     """Let an arm serve its units again. Results begin anew.
 
     Example: sluice experiments resume gates gated --reason "prices are right again"
     """
+    _switch(experiment, arm, reason, events, paused=False)
+
+
+def _switch(experiment: str, arm: str, reason: str, events: str, *, paused: bool) -> None:
     with _opened(events) as (_, kept):
-        kept.resume(experiment, arm, reason)
-    typer.echo(f"{experiment}: arm {arm} serves again", err=True)
+        done = (kept.pause if paused else kept.resume)(experiment, arm, reason)
+    typer.echo(f"{experiment}: arm {arm} {'is paused' if paused else 'serves again'}. {done.reason}", err=True)
 
 
 @contextmanager
@@ -155,11 +158,14 @@ def _print(found: Results, screen: object) -> None:
     began = "not begun" if found.since is None else f"since {found.since:%Y-%m-%d %H:%M} UTC"
     screen.print(f"[bold]{found.experiment}[/] version {found.version}, {found.state}, this stage {began}")
     arms = Table(box=None, header_style="bold", pad_edge=False)
-    _columns(arms, "arm", "share", "units", "requests", "shown", "clicks", "ctr", "conversions", "conversion_rate")
+    names = ["arm", "share", "units", "requests", "shown", "clicks", "ctr", "conversions", "conversion_rate"]
+    estimated = any(arm.off_policy_ctr.value is not None for arm in found.arms)
+    _columns(arms, *names, *(["off_policy_ctr"] if estimated else []))
     for arm in found.arms:
         share = arm.role if arm.share is None else "paused" if arm.paused else f"{arm.share:.1%}"
         counts = [f"{count:,}" for count in (arm.units, arm.requests, arm.shown)]
         rates = [f"{arm.clicks:,}", _shown(arm.ctr), f"{arm.conversions:,}", _shown(arm.conversion_rate)]
+        rates += [_shown(arm.off_policy_ctr)] if estimated else []
         arms.add_row(f"{arm.name} (control)" if arm.role == "control" else arm.name, share, *counts, *rates)
     screen.print(arms)
     if found.effects:

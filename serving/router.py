@@ -252,10 +252,25 @@ def order(scores: np.ndarray, *, epsilon: float, seed: str) -> tuple[np.ndarray,
         >>> positions.tolist(), propensities.tolist()
         ([1, 0], [1.0, 1.0])
     """
-    count = len(scores)
-    ranks = np.empty(count, dtype=np.int64)
-    ranks[np.argsort(-scores, kind="stable")] = np.arange(count)
-    positions = ranks
-    if epsilon > 0 and point(seed, "epsilon") < epsilon * POINTS:
+    count, best = len(scores), ranks(scores)
+    positions = best
+    if drawn(epsilon, seed):
         positions = np.random.default_rng(text_hash(seed, _number("order"))).permutation(count)
-    return positions, (1 - epsilon) * (positions == ranks) + epsilon / count
+    return positions, (1 - epsilon) * (positions == best) + epsilon / count
+
+
+def drawn(epsilon: float, seed: str) -> bool:
+    """Say whether :func:`order` is random for this request."""
+    return epsilon > 0 and point(seed, "epsilon") < epsilon * POINTS
+
+
+def ranks(scores: np.ndarray) -> np.ndarray:
+    """Return the place of each score, the best 0; of equal ones the earlier goes first.
+
+    Example:
+        >>> ranks(np.array([0.1, 0.9, 0.1])).tolist()
+        [1, 0, 2]
+    """
+    found = np.empty(len(scores), dtype=np.int64)
+    found[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+    return found

@@ -73,7 +73,7 @@ def totals(
     rows: list[Any] = []
     with database.reading(seconds=QUERY_SECONDS) as connection:
         for group in [[arm] for arm in arms] if apart else [list(arms)]:
-            rows += connection.execute(_query(experiment, group, _micros(since), _micros(until), width)).all()
+            rows += connection.execute(_query(experiment, group, micros(since), micros(until), width)).all()
     for row in rows:
         if row.arm is None:
             mixed = int(row.units)
@@ -88,7 +88,6 @@ def totals(
 
 def _query(experiment: str, arms: list[str], since: int, until: int, window: int) -> sa.Select[Any]:
     """One row an arm; a row of arm NULL for the units that saw several."""
-    seen = _seen(assignments, experiment, arms, since, until)
     first, last = sa.func.min(assignments.c.arm), sa.func.max(assignments.c.arm)
     units = (
         sa.select(
@@ -97,21 +96,21 @@ def _query(experiment: str, arms: list[str], since: int, until: int, window: int
             sa.func.count().label("requests"),
             sa.func.sum(assignments.c.shown).label("shown"),
         )
-        .where(seen)
+        .where(seen(assignments, experiment, arms, since, until))
         .group_by(assignments.c.unit)
         .subquery("units")
     )
-    credited = sa.union(
-        _credited(experiment, arms, since, until, window, by_request=True),
-        _credited(experiment, arms, since, until, window, by_request=False),
-    ).subquery("credited")
+    counted = sa.union(
+        credited(experiment, arms, since, until, window, by_request=True),
+        credited(experiment, arms, since, until, window, by_request=False),
+    ).subquery("counted")
     came = (
         sa.select(
-            credited.c.unit,
-            sa.func.sum(sa.case((credited.c.type == "click", 1), else_=0)).label("clicks"),
-            sa.func.sum(sa.case((credited.c.type == "conversion", 1), else_=0)).label("conversions"),
+            counted.c.unit,
+            sa.func.sum(sa.case((counted.c.type == "click", 1), else_=0)).label("clicks"),
+            sa.func.sum(sa.case((counted.c.type == "conversion", 1), else_=0)).label("conversions"),
         )
-        .group_by(credited.c.unit)
+        .group_by(counted.c.unit)
         .subquery("came")
     )
     n = sa.cast(units.c.shown, sa.Double)  # sums of squares leave the whole numbers
@@ -130,10 +129,10 @@ def _query(experiment: str, arms: list[str], since: int, until: int, window: int
     )
 
 
-def _credited(
+def credited(
     experiment: str, arms: list[str], since: int, until: int, window: int, *, by_request: bool
 ) -> sa.Select[Any]:
-    """The unit, exposure and place that each event counts for."""
+    """Select the unit, exposure and place that each event counts for: a candidate's number, or ``item`` and id."""
     touched, other = assignments.alias(), assignments.alias()
     skew = SKEW // timedelta(microseconds=1) if by_request else 0
 
@@ -144,12 +143,12 @@ def _credited(
     # Seeks the last exposure before the event: a request id that somebody uses again and again costs no more.
     last = (
         sa.select(sa.func.max(other.c.time))
-        .where(meets(other), _seen(other, experiment, arms, since, until), other.c.time <= events.c.time + skew)
+        .where(meets(other), seen(other, experiment, arms, since, until), other.c.time <= events.c.time + skew)
         .correlate(events)
         .scalar_subquery()
     )
     item = sa.literal("item ").concat(events.c.item)
-    credited = sa.and_(
+    counts = sa.and_(
         meets(touched),
         (touched.c.experiment.concat("") if by_request else touched.c.experiment) == experiment,
         touched.c.arm.in_(arms),
@@ -166,7 +165,7 @@ def _credited(
             touched.c.exposure_id,
             sa.func.coalesce(sa.cast(events.c.candidate, sa.String), item).label("place"),
         )
-        .join_from(events, touched, credited, isouter=True)
+        .join_from(events, touched, counts, isouter=True)
         .where(
             events.c.type.in_(["click", "conversion"]),
             events.c.time >= since - skew,
@@ -176,11 +175,13 @@ def _credited(
     )
 
 
-def _seen(table: Any, experiment: str, arms: list[str], since: int, until: int) -> sa.ColumnElement[bool]:
+def seen(table: Any, experiment: str, arms: list[str], since: int, until: int) -> sa.ColumnElement[bool]:
+    """Say which rows of a table are of some arms and of a span of time."""
     return sa.and_(
         table.c.experiment == experiment, table.c.time >= since, table.c.time < until, table.c.arm.in_(arms)
     )
 
 
-def _micros(moment: datetime) -> int:
+def micros(moment: datetime) -> int:
+    """Return a time as the tables have it."""
     return round(moment.timestamp() * 1e6)

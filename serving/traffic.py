@@ -16,12 +16,13 @@ from ctr_models.errors import ConfigError, RequestError
 from pipelines.experiments.experiment import Arm
 from serving.analysis import LiveResults
 from serving.batching import Batcher, Late, Overloaded
-from serving.database import Database, Unavailable
-from serving.events import EventStore, NotStored, assigned, exposure
+from serving.database import Database, Row, Unavailable
+from serving.events import EventStore, NotStored, assigned, exposure, items_of
 from serving.experiments import Experiments
 from serving.guardrails import Guardrails
 from serving.models import Models
-from serving.router import Assignment, order
+from serving.off_policy import matched
+from serving.router import Assignment, drawn, order
 from serving.schemas import Refused
 from serving.scorer import Scorer
 from serving.settings import Settings
@@ -149,19 +150,10 @@ class Traffic:
         """
         epsilon = max((a.epsilon for a in decision.assignments), default=0.0)
         positions, propensities = order(scores, epsilon=epsilon, seed=request_id)
-        row = exposure(
-            request_id=request_id,
-            given=given,
-            scores=scores,
-            card=scorer.card,
-            schema_hash=scorer.bundle.state.hash,
-            unit=scorer.bundle.state.spec.user,
-            item=scorer.bundle.state.spec.item,
-            assignments=decision.assignments,
-            positions=positions,
-            propensities=propensities,
-        )
-        stored = self.store.submit([row, *assigned(row, decision.assignments, len(scores))])
+        random = positions if drawn(epsilon, request_id) else None
+        shown = positions, propensities
+        rows = _rows(request_id, given, scores, scorer, decision.assignments, shown=shown, random=random)
+        stored = self.store.submit(rows)
         if self._settings.exposures == "before" or stored.done():
             try:
                 await asyncio.wrap_future(stored)
@@ -169,7 +161,7 @@ class Traffic:
                 raise not_stored(error) from None
         for assignment in decision.assignments:
             for arm in assignment.shadows:
-                task = asyncio.create_task(self._shadow(assignment, arm, given, request_id))
+                task = asyncio.create_task(self._shadow(assignment, arm, given, request_id, random))
                 self._shadows.add(task)
                 task.add_done_callback(self._shadows.discard)
         if not decision.assignments:
@@ -177,7 +169,9 @@ class Traffic:
         said: dict[str, Any] = {"experiments": {a.experiment: a.arm.name for a in decision.assignments}}
         return said | ({"positions": positions.tolist()} if epsilon else {})
 
-    async def _shadow(self, assignment: Assignment, arm: Arm, given: Given, request_id: str) -> None:
+    async def _shadow(
+        self, assignment: Assignment, arm: Arm, given: Given, request_id: str, random: np.ndarray | None
+    ) -> None:
         slot = self.slot_of(arm)
         if slot is None:
             self._tell(str(arm.bundle), f"{assignment.experiment}, shadow arm {arm.name}: can't be scored")
@@ -185,19 +179,9 @@ class Traffic:
         scorer = self._models.scorer(slot)
         try:
             scores = await self._batcher.score(scorer, scorer.encode(*given))
-            row = exposure(
-                request_id=request_id,
-                given=given,
-                scores=scores,
-                card=scorer.card,
-                schema_hash=scorer.bundle.state.hash,
-                unit=scorer.bundle.state.spec.user,
-                item=scorer.bundle.state.spec.item,
-                assignments=(assignment,),
-                shadow=(assignment.experiment, arm.name),
-            )
-            about = (assignment,), len(scores)
-            await self.store.record([row, *assigned(row, *about, shadow=(assignment.experiment, arm.name))])
+            shadow = assignment.experiment, arm.name
+            rows = _rows(request_id, given, scores, scorer, (assignment,), random=random, shadow=shadow)
+            await self.store.record(rows)
         except (Overloaded, Late):
             pass  # who is served goes first
         except (RequestError, NotStored) as error:
@@ -215,6 +199,47 @@ class Traffic:
         if what not in self._told:
             self._told.add(what)
             log.error(message)
+
+
+def _rows(
+    request_id: str,
+    given: Given,
+    scores: np.ndarray,
+    scorer: Scorer,
+    assignments: Sequence[Assignment],
+    *,
+    shown: tuple[np.ndarray, np.ndarray] | None = None,
+    random: np.ndarray | None,
+    shadow: tuple[str, str] | None = None,
+) -> list[Row]:
+    """Return all that a scored request leaves.
+
+    Args:
+        request_id, given, scores, assignments, shadow: as for :func:`serving.events.exposure`.
+        scorer: that scored.
+        shown: positions and propensities, (N,); None: by falling score.
+        random: the positions of the request, (N,), if they were drawn; a shadow arm is given them too.
+    """
+    spec = scorer.bundle.state.spec
+    positions, propensities = shown or (None, None)
+    row = exposure(
+        request_id=request_id,
+        given=given,
+        scores=scores,
+        card=scorer.card,
+        schema_hash=scorer.bundle.state.hash,
+        unit=spec.user,
+        item=spec.item,
+        assignments=assignments,
+        shadow=shadow,
+        positions=positions,
+        propensities=propensities,
+    )
+    about = assigned(row, assignments, len(scores), shadow=shadow)
+    if random is None:
+        return [row, *about]
+    items = items_of(given, spec.item) or [None] * len(scores)
+    return [row, *about, *matched(about, scores, random, items)]
 
 
 def _store(settings: Settings, database: Database) -> EventStore:

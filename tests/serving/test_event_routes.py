@@ -179,6 +179,21 @@ def test_an_experiment_deals_requests_to_its_arms(
     shadows = "SELECT model_hash, arm FROM sluice_exposures WHERE NOT served"
     until(lambda: len(stored(folder, shadows)) == 30)
     assert set(stored(folder, shadows)) == {(bundles[1].hash, "deep")}
+    # Of random orders, what stands where an arm's own scores would have it; of the shadow arm, by its scores.
+    drawn = 0
+    for i in range(30):
+        about = f"SELECT arm, served, exposure_id, content FROM sluice_exposures WHERE request_id = 'q{i}'"
+        (_, _, _, shown), *_ = sorted(stored(folder, about), key=lambda row: -row[1])
+        positions, chances = (np.array(json.loads(shown)[name]) for name in ("positions", "propensities"))
+        for arm, _, exposure_id, content in stored(folder, about):
+            best = np.argsort(np.argsort(-np.array(json.loads(content)["scores"]), kind="stable"))
+            rows = "SELECT candidate, shown, item, arm FROM sluice_matches WHERE exposure_id = "
+            found = set(stored(folder, f"{rows}'{exposure_id}'"))
+            items = [c["item_id"] for c in BODY["candidates"]]
+            right = {(int(j), 5, items[j], arm) for j in np.flatnonzero(positions == best)}
+            assert found == (right if chances.min() < 0.5 else set())
+            drawn += bool(found)
+    assert drawn > 10
     other = client.post("/v1/score", json={**BODY, "model": "next"}).json()
     assert "experiments" not in other  # it is about another model
 
