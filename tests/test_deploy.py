@@ -13,6 +13,8 @@ import yaml
 
 from serving.database import Database
 from serving.events import EventStore
+from serving.experiments import Experiments
+from serving.guardrails import PausedArms
 from serving.monitoring import Metrics
 from serving.settings import PREFIX, Settings
 
@@ -74,8 +76,10 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """The labels of every metric that a server with all its parts shows."""
     folder = tmp_path_factory.mktemp("store")
     metrics = Metrics()
-    with EventStore(Database(f"sqlite:///{folder}/events.db"), folder / "spool") as store:
+    database = Database(f"sqlite:///{folder}/events.db")
+    with EventStore(database, folder / "spool") as store:
         metrics.watch_store(store)
+        metrics.registry.register(PausedArms(Experiments(database)))
         collectors = list(metrics.registry._collector_to_names)
         found = {
             family.name: set(getattr(family, "_labelnames", None) or getattr(one, "_labelnames", ()))
