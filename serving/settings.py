@@ -92,6 +92,9 @@ class Settings(BaseModel):
     """How often the guardrails of running experiments are checked; 0 never. What takes long is done more seldom."""
     workers: int = Field(1, ge=1, le=64)
     """Processes that share the port. Limits hold for each; rates of keys are counted by each."""
+    hung_seconds: float = Field(30.0, ge=2)
+    """How long one of several workers that was ready may do nothing at all before it is killed and replaced: it is
+    stopped, or its event loop stands still. A busy one tells every second that it lives."""
     threads: int = Field(1, ge=1, le=256)
     """Of a worker, that compute forward passes, one core each, beside the one that reads, encodes and answers."""
     int8: bool = False

@@ -1,4 +1,4 @@
-"""Several processes on one port: started one after the other, replaced when they die, drained together."""
+"""Several processes on one port: started one after the other, replaced when they die or hang, drained together."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class _Worker:
     ready: bool = False
     problem: dict[str, str] | None = None
     started: float = 0.0
+    silent: float = 0.0
     failures: int = 0
     again: float = 0.0
 
@@ -49,8 +50,9 @@ class Workers:
     """Supervises processes that accept connections from one listening socket.
 
     The first worker proves the settings: the others begin once it is ready, and if it can't be, its error is
-    raised. Later on a worker that ends is replaced, at once, or with growing pauses if it does not live long. A
-    worker takes connections only when its models are loaded, so that a replacement never answers "not ready".
+    raised. Later on a worker that ends is replaced, at once, or with growing pauses if it does not live long; one
+    that was ready and has been silent for ``hung_seconds`` is killed. A worker takes connections only when its
+    models are loaded, so that a replacement never answers "not ready".
 
     Args:
         settings: with the number of workers.
@@ -63,6 +65,7 @@ class Workers:
         self._workers = [_Worker(number) for number in range(settings.workers)]
         self._proven = self._stopping = False
         self._folder = ""
+        self._looked = time.monotonic()
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> int:
@@ -82,6 +85,7 @@ class Workers:
                 while not self._stopping and self._parent_lives():
                     self._start()
                     self._hear(0.1)
+                    self._kill_hung()
                     self._bury()
             finally:
                 self._listener.close()
@@ -127,6 +131,7 @@ class Workers:
             process.stdin.flush()  # and never closed: its end tells that this process has gone
         self._selector.register(process.stdout, selectors.EVENT_READ, worker)
         worker.process, worker.ready, worker.problem, worker.started = process, False, None, time.monotonic()
+        worker.silent = 0.0
 
     def _hear(self, seconds: float) -> None:
         """Wait for what workers have to tell."""
@@ -134,20 +139,41 @@ class Workers:
             worker: _Worker = key.data
             stream = key.fileobj
             assert not isinstance(stream, int)
-            line = _line(stream)  # type: ignore[arg-type]
-            if not line:
+            content = _read(stream)  # type: ignore[arg-type]
+            if not content:
                 self._selector.unregister(stream)
+            worker.silent = 0.0
+            for line in filter(None, content.splitlines()):
+                self._told(worker, json.loads(line))
+
+    def _told(self, worker: _Worker, told: dict[str, Any]) -> None:
+        if "problem" in told:
+            worker.problem = told
+            return
+        worker.ready = True
+        assert worker.process is not None
+        log.info("worker %d is ready", worker.number, extra={"fields": {"pid": worker.process.pid}})
+        if not self._proven:
+            self._proven = True
+            self._on_ready(told["cards"])
+
+    def _kill_hung(self) -> None:
+        """Kill who has been silent for too long while this process could hear.
+
+        However long ago it last looked, a look counts for a second at most: a pause of the whole machine is no
+        silence.
+        """
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, 1.0), now
+        for worker in self._workers:
+            if worker.process is None or not worker.ready:
                 continue
-            told = json.loads(line)
-            if "problem" in told:
-                worker.problem = told
-                continue
-            worker.ready = True
-            assert worker.process is not None
-            log.info("worker %d is ready", worker.number, extra={"fields": {"pid": worker.process.pid}})
-            if not self._proven:
-                self._proven = True
-                self._on_ready(told["cards"])
+            worker.silent += passed
+            if worker.silent > self._settings.hung_seconds:
+                fields = {"seconds": round(worker.silent, 1)}
+                log.error("worker %d hangs and is killed", worker.number, extra={"fields": fields})
+                worker.process.kill()
+                worker.ready = False
 
     def _bury(self) -> None:
         """Note who has ended, and when to replace him."""
@@ -204,8 +230,8 @@ class Workers:
         return well
 
 
-def _line(stream: IO[bytes]) -> bytes:
-    """Read the one line that a worker writes at once, or its end."""
+def _read(stream: IO[bytes]) -> bytes:
+    """Read whole lines, each of which a worker writes at once, or its end."""
     return os.read(stream.fileno(), 65_536)
 
 

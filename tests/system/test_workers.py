@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -64,11 +64,12 @@ class Running:
 
 
 @contextmanager
-def served(bundle: Bundle, folder: Path, *words: str) -> Iterator[Running]:
+def served(bundle: Bundle, folder: Path, *words: str, **settings: str) -> Iterator[Running]:
     port, log = free_port(), folder / "log"
     command = [sys.executable, "-m", "pipelines.cli", "serve", "-m", str(bundle.directory), "--port", str(port)]
     with open(log, "wb") as output:
         environment = {**os.environ, "SLUICE_EVENTS_SPOOL": str(folder / "spool"), "SLUICE_DRAIN_SECONDS": "1"}
+        environment |= settings
         process = subprocess.Popen([*command, *words], stdout=output, stderr=output, env=environment)
     try:
         yield Running(process, port, log)
@@ -160,3 +161,39 @@ def test_workers_end_with_a_supervisor_that_is_killed(bundle: Bundle, tmp_path: 
         server.process.kill()
         server.process.wait()
         until(lambda: not any(psutil.pid_exists(pid) for pid in workers), 30)
+
+
+def test_a_worker_that_hangs_is_killed_and_replaced_and_one_that_is_busy_is_not(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    candidates = [{"item_id": f"item-{i % 20}", "price": float(i)} for i in range(1000)]
+    large = {"requests": [{"user": {"user_id": i}, "candidates": candidates} for i in range(4)]}
+    asking = threading.Event()
+
+    def ask() -> None:
+        while not asking.is_set():
+            with suppress(httpx.TransportError):  # what was in the hands of the one that hangs
+                httpx.post(server.url + "/v1/score:batch", json=large, trust_env=False, timeout=5)
+
+    with served(bundle, tmp_path, "--workers", "2", SLUICE_HUNG_SECONDS="5") as server:
+        until(lambda: server.process.poll() is not None or server.up() == 2)
+        busy, victim = server.workers()
+        thread = threading.Thread(target=ask)
+        thread.start()
+        try:
+            os.kill(victim, signal.SIGSTOP)
+            time.sleep(2)
+            os.kill(victim, signal.SIGCONT)  # it was away, but not for long
+            until(lambda: server.up() == 2)
+            assert server.workers() == [busy, victim]
+            os.kill(victim, signal.SIGSTOP)
+            until(lambda: victim not in server.workers() and len(server.workers()) == 2)
+        finally:
+            asking.set()
+            thread.join()
+        until(lambda: server.up() == 2)
+        assert busy in server.workers()
+        assert server.score() == 200
+        lines = server.log.read_text().splitlines()
+    assert sum('"message":"worker 1 hangs and is killed"' in line for line in lines) == 1
+    assert not any('"message":"worker 0' in line and "ready" not in line for line in lines)
