@@ -1,0 +1,93 @@
+"""Who counts as hung: a worker that is silent while its supervisor listens, for as long as the settings say."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from serving import workers
+from serving.settings import Settings
+from serving.workers import Workers
+
+READY = json.dumps({"cards": []}).encode() + b"\n"
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Supervised:
+    """A supervisor with one worker, which says what the test writes."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._listener = clock, socket.socket()
+        self._supervisor = Workers(
+            Settings(model=("m",), workers=2, hung_seconds=5), self._listener, lambda _: None
+        )
+        (self._worker, _) = self._supervisor._workers
+        echo = "import sys; [print(line, end='', flush=True) for line in sys.stdin]"
+        self._worker.process = self.process = subprocess.Popen(
+            [sys.executable, "-c", echo], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._supervisor._selector.register(self.process.stdout, selectors.EVENT_READ, self._worker)  # type: ignore[arg-type]
+
+    def says(self, content: bytes) -> None:
+        assert self.process.stdin is not None
+        os.write(self.process.stdin.fileno(), content)
+        self._supervisor._hear(30)
+
+    def passes(self, *seconds: float) -> bool:
+        """Let time pass, a look after each; tell whether the worker lives."""
+        for one in seconds:
+            self._clock.now += one
+            self._supervisor._kill_hung()
+        try:
+            self.process.wait(0.05 if self._worker.ready else 30)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self._listener.close()
+
+
+@pytest.fixture
+def supervised(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervised]:
+    clock = Clock()
+    monkeypatch.setattr(workers, "time", clock)
+    made = Supervised(clock)
+    yield made
+    made.close()
+
+
+def test_a_worker_that_says_nothing_any_more_is_killed(supervised: Supervised) -> None:
+    supervised.says(READY)
+    assert supervised.passes(*[0.5] * 9)
+    supervised.says(b"\n")
+    assert supervised.passes(*[0.5] * 9)
+    assert not supervised.passes(*[0.5] * 9)
+
+
+def test_one_that_is_still_loading_may_take_its_time(supervised: Supervised) -> None:
+    supervised._worker.ready = False
+    for _ in range(40):
+        supervised._clock.now += 0.5
+        supervised._supervisor._kill_hung()
+    assert supervised.process.poll() is None
+
+
+def test_a_pause_of_the_whole_machine_is_no_silence(supervised: Supervised) -> None:
+    supervised.says(READY + b"\n")
+    assert supervised.passes(3600.0, 0.1, 3600.0)
