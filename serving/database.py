@@ -182,7 +182,7 @@ class Database:
         try:
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._path.touch()
+                self._path.touch(mode=0o600)  # it holds what users did; SQLite makes its other files alike
             metadata.create_all(self.engine)
         except (OSError, sa.exc.DBAPIError) as error:
             raise self._unavailable(error) from error

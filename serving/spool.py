@@ -50,7 +50,7 @@ class Spool:
         self.folder, self.limit = Path(folder), limit
         self._segment_bytes = max(limit // 8, 1)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -147,7 +147,7 @@ class Spool:
 
     def _open(self) -> None:
         path = self.folder / f"{self._next:010d}{_SUFFIX}"
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._next += 1
         self._sizes[path] = 0
         folder = os.open(self.folder, os.O_RDONLY)

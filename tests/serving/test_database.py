@@ -142,3 +142,10 @@ def test_a_reader_may_ask_for_more_time(postgres: Any) -> None:
         connection.execute(sa.text("SELECT pg_sleep(5)"))
     with database.reading() as connection:
         assert connection.execute(sa.text("SHOW statement_timeout")).scalar() == "10s"
+
+
+def test_only_the_owner_reads_what_users_did(database: Database, path: Path) -> None:
+    database.insert([click("e1")])
+    files = sorted(path.parent.glob("events.db*"))
+    assert len(files) == 3 and all(file.stat().st_mode & 0o077 == 0 for file in files)
+    database.close()

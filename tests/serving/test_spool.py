@@ -110,3 +110,10 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     with Spool(tmp_path, limit=100), pytest.raises(ArtifactError, match="another process"):
         Spool(tmp_path, limit=100)
     Spool(tmp_path, limit=100).close()
+
+
+def test_only_the_owner_reads_what_waits(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool", limit=1000) as spool:
+        spool.append([b"row"])
+        files = list(spool.folder.iterdir())
+    assert len(files) == 2 and all(file.stat().st_mode & 0o077 == 0 for file in files)
