@@ -78,7 +78,7 @@ def serve(
     sockets = [listener]
 
     def ready(models: Models) -> None:
-        # Nor are the first models, the application and its routes: what is left takes a millisecond to look through.
+        # Nor are the first models, the application and its routes: what is left takes a millisecond to look at.
         gc.collect()
         gc.freeze()
         on_ready([{"slot": name, **models.scorer(name).card.model_dump()} for name in models.slots])
