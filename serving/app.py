@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from serving import event_routes, open_inference, score_routes, ui
 from serving.batching import Batcher, Limits
 from serving.database import Database
+from serving.door import Door
 from serving.drain import Drain, Draining
 from serving.limits import BINARY, JSON, Admit, Intake, refusal
 from serving.logs import Sampler
@@ -109,6 +110,7 @@ def create_app(
     app.state.siblings = siblings
     keys = None if settings.keys is None else Keyring(settings.keys)
     intake = _intake(settings)
+    app.state.door = Door(intake, metrics.turned_away)
     app.add_middleware(Admit, intake=intake, count=lambda kind: metrics.errors.labels(kind).inc())
     app.add_middleware(Guard, keys=keys, metrics=metrics)
     app.add_middleware(Draining, drain=drain, count=lambda kind: metrics.errors.labels(kind).inc())
@@ -143,6 +145,7 @@ def _intake(settings: Settings) -> Intake:
         requests=settings.max_requests,
         body_bytes=settings.max_body_bytes,
         held_bytes=settings.held_bytes,
+        wait_seconds=settings.queue_ms / 1000,
     )
 
 
@@ -208,4 +211,6 @@ def _add_routes(app: FastAPI) -> None:
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     request.app.state.metrics.errors.labels(error.problems[0].type).inc()
+    if error.status == 503:
+        request.state.unserved = True
     return refusal(error, request.scope)

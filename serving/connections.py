@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -14,6 +15,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 32 * 1024
 """Of a request's line and headers."""
+Door = Callable[[int, bytes, bytes, Sequence[tuple[bytes, bytes]]], tuple[bytes, bool] | None]
+"""Told how many requests are in hand, and method, target and headers of another: says how it is turned away, and
+whether the connection is kept; or None. See :class:`serving.door.Door`."""
 
 
 class Connection(HttpToolsProtocol):
@@ -22,10 +26,12 @@ class Connection(HttpToolsProtocol):
     Attributes:
         seconds: that a head may take to arrive, then its body, and an answer to be read.
         most: connections of the process; those beyond are closed at once.
+        door: asked whether a request is let in.
     """
 
     seconds = 10.0
     most = 1000
+    door: Door | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -33,6 +39,7 @@ class Connection(HttpToolsProtocol):
         self._unread: asyncio.TimerHandle | None = None  # until which the client must read
         self._head, self._size = True, 0  # whether a head is awaited, and bytes since the last request's end
         self._status = 400
+        self._away = False  # whether the request that arrives has had its answer at the door
         if len(self.connections) > self.most:
             transport.abort()
             return
@@ -60,13 +67,39 @@ class Connection(HttpToolsProtocol):
             raise ValueError("the head is too large")  # the parser stops, and send_400_response is called
         self._head = False
         self._disarm()
-        super().on_headers_complete()
+        if not self._turned_away():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body that somebody waits for."""
+        if not self._away:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Await the next head."""
-        super().on_message_complete()
+        if self._away:
+            self._away = False
+            if not self.transport.is_closing():
+                handler = self.timeout_keep_alive_handler
+                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, handler)
+        else:
+            super().on_message_complete()
         self._head, self._size = True, 0
         self._disarm()
+
+    def _turned_away(self) -> bool:
+        """Ask the door; answer a request that is turned away."""
+        if self.door is None or (self.cycle is not None and not self.cycle.response_complete):
+            return False  # there is none, or it is not this request's turn to be answered
+        answer = self.door(len(self.tasks), self.parser.get_method(), self.url, self.headers)
+        if answer is None:
+            return False
+        self._away = True
+        told, kept = answer
+        self.transport.write(told)
+        if not (kept and self.parser.should_keep_alive()):
+            self.transport.close()
+        return True
 
     def send_400_response(self, msg: str) -> None:
         """Say that this is no HTTP, or too much of it."""
@@ -100,7 +133,7 @@ class Connection(HttpToolsProtocol):
             self._timer = None
 
     def _late(self) -> None:
-        if self._head or not self.cycle.response_started:
+        if not self._away and (self._head or not self.cycle.response_started):
             self._end(408)
         else:
             self.transport.close()  # a body that nobody waits for: its request is answered
@@ -130,15 +163,17 @@ def _length(header: tuple[bytes, bytes]) -> int:
     return len(header[0]) + len(header[1])
 
 
-def protocol(*, seconds: float, most: int) -> type[Connection]:
+def protocol(*, seconds: float, most: int, door: Door | None = None) -> type[Connection]:
     """Return the protocol with these limits, for ``uvicorn.Config(http=...)``.
 
     Args:
         seconds: of :class:`Connection`.
         most: likewise.
+        door: likewise.
 
     Example:
         >>> protocol(seconds=1.5, most=10).seconds
         1.5
     """
-    return type("Connection", (Connection,), {"seconds": seconds, "most": most})
+    limits = {"seconds": seconds, "most": most, "door": None if door is None else staticmethod(door)}
+    return type("Connection", (Connection,), limits)

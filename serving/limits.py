@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serving.pace import Pace
 from serving.schemas import Problems, Refused, overloaded
 
 JSON, ARROW, BINARY = "application/json", "application/vnd.apache.arrow.stream", "application/octet-stream"
@@ -25,17 +28,26 @@ class Intake:
         requests: with a body, in hand at once.
         body_bytes: of one body.
         held_bytes: of all bodies in hand; each counts until its request is answered.
+        wait_seconds: that the last request in hand may be expected to wait.
 
     Attributes:
         in_hand: requests that are being read or answered.
+        reading: those of them whose body is not here yet: they wait for their clients, and nobody waits for them.
+        pace: of the others; says how many there may be.
         held: bytes of their bodies.
     """
 
     requests: int
     body_bytes: int
     held_bytes: int
+    wait_seconds: float = math.inf
     in_hand: int = field(default=0, init=False)
+    reading: int = field(default=0, init=False)
+    pace: Pace = field(init=False)
     held: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(self.requests, self.wait_seconds)
 
     async def read(self, request: Request, types: tuple[str, ...] = (JSON,)) -> bytes:
         """Return the body of a request, as :meth:`take` does, without its type."""
@@ -63,15 +75,21 @@ class Intake:
             raise self._too_large()
         parts: list[bytes] = []
         size, state = 0, request.scope["state"]
-        async for part in request.stream():
-            size += len(part)
-            self.held += len(part)
-            state["held"] = size
-            if size > self.body_bytes:
-                raise self._too_large()
-            if self.held > self.held_bytes:
-                raise overloaded(1)
-            parts.append(part)
+        self.reading += 1
+        try:
+            async for part in request.stream():
+                size += len(part)
+                self.held += len(part)
+                state["held"] = size
+                if size > self.body_bytes:
+                    raise self._too_large()
+                if self.held > self.held_bytes:
+                    raise overloaded(1)
+                parts.append(part)
+        finally:
+            self.reading -= 1
+        self.pace.enter(time.perf_counter())
+        state["read"] = True
         return kind, b"".join(parts)
 
     def _too_large(self) -> Refused:
@@ -105,11 +123,14 @@ class Admit:
             await refusal(refused, scope, close=True)(scope, receive, send)
             return
         intake.in_hand += 1
+        state = scope["state"]
         try:
             await self.app(scope, receive, send)
         finally:
             intake.in_hand -= 1
-            intake.held -= scope["state"].get("held", 0)
+            if "read" in state:
+                intake.pace.leave(time.perf_counter(), served="unserved" not in state)
+            intake.held -= state.get("held", 0)
 
 
 def cross_origin(scope: Scope) -> Refused | None:

@@ -64,6 +64,7 @@ class Metrics:
         self.errors = RareCounter(
             "sluice_errors_total", "Requests refused or failed, by reason.", ["reason"], registry=own
         )
+        self._overloaded = self.errors.labels("overloaded")
         self.model = Gauge(
             "sluice_model_info", "The models that answer.", ["slot", "name", "version", "hash"], registry=own
         )
@@ -110,6 +111,11 @@ class Metrics:
         """Record what the online feature store did not give for a request."""
         self.features_missing.inc(("user",), stored.missing.user)
         self.features_missing.inc(("item",), len(stored.missing.items))
+
+    def turned_away(self) -> None:
+        """Record a request that was refused at the door; nobody looked which route it asked for."""
+        self.requests.inc(("other", "503"))
+        self._overloaded.inc()
 
     def answered(self, route: str, status: int, seconds: float, stages: Stages) -> None:
         """Record a request.

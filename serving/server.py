@@ -92,7 +92,7 @@ def serve(
     app = create_app(settings, on_ready=ready, on_failure=failed, place=place)
     config = uvicorn.Config(
         app,
-        http=protocol(seconds=settings.receive_seconds, most=settings.max_connections),
+        http=protocol(seconds=settings.receive_seconds, most=settings.max_connections, door=app.state.door),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=1,  # nothing is in hand by then, unless its time is up

@@ -97,3 +97,23 @@ def test_pages_of_this_server_may_ask() -> None:
         found = cross_origin(request(**headers).scope)
         assert found is not None
         assert found.status == 403
+
+
+def test_the_pace_counts_requests_from_when_they_are_read() -> None:
+    """A client that is slow to send, or to be refused, does not make the server look slow."""
+    door, seen = intake(), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def slow() -> Any:
+            seen.append((door.in_hand, door.reading, door.pace.in_hand))
+            return await receive()
+
+        await door.read(Request(scope, slow))
+        seen.append((door.in_hand, door.reading, door.pace.in_hand))
+
+    one = request(b"x")
+    asyncio.run(Admit(app, door, lambda kind: None)(one.scope, one.receive, lambda message: None))  # type: ignore
+    assert seen == [(1, 1, 0), (1, 1, 0), (1, 0, 1)]
+    assert (door.in_hand, door.reading, door.pace.in_hand) == (0, 0, 0)
+    assert refused(door, request(b"x" * 101)) == (413, "too_large")
+    assert (door.reading, door.pace.in_hand) == (0, 0)

@@ -1,0 +1,122 @@
+"""Requests that are turned away at the door, over real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+AWAY = b"HTTP/1.1 503 Away\r\ncontent-length: 2\r\n\r\nno"
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the body; ``slow`` takes a moment."""
+    body, more = b"", True
+    if scope["type"] != "http":
+        return
+    while more and scope["method"] == "POST":
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    if body == b"slow":
+        await asyncio.sleep(0.3)
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def door(in_hand: int, method: bytes, target: bytes, headers: Any) -> tuple[bytes, bool] | None:
+    if target == b"/busy":
+        return None if in_hand == 0 else (AWAY, True)
+    return {b"/no": (AWAY, True), b"/end": (AWAY, False)}.get(target)
+
+
+def post(path: str, body: bytes = b"ok") -> bytes:
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+@contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        yield client
+
+
+def read(client: socket.socket, end: bytes) -> bytes:
+    found = b""
+    while not found.endswith(end):
+        part = client.recv(65536)
+        assert part, found
+        found += part
+    return found
+
+
+@pytest.fixture(scope="module")
+def port(listening: Any) -> Iterator[int]:
+    with listening(app, seconds=1.0, door=door) as port:
+        yield port
+
+
+def test_a_connection_goes_on_after_a_refusal(port: int) -> None:
+    with connected(port) as client:
+        for _ in range(3):
+            client.sendall(post("/no"))
+            assert read(client, b"no") == AWAY
+            client.sendall(post("/yes", b"scored"))
+            assert read(client, b"scored").startswith(b"HTTP/1.1 200")
+
+
+def test_the_answer_does_not_wait_for_the_body_which_is_skipped(port: int) -> None:
+    whole = post("/no", b"x" * 50_000)
+    with connected(port) as client:
+        client.sendall(whole[:100])
+        assert read(client, b"no") == AWAY
+        for begin in range(100, len(whole), 20_000):
+            time.sleep(0.02)
+            client.sendall(whole[begin : begin + 20_000])
+        client.sendall(post("/yes", b"next"))
+        assert read(client, b"next").count(b"HTTP/1.1") == 1
+
+
+def test_a_body_that_does_not_come_ends_the_connection(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(post("/no", b"x" * 100)[:-1])
+        assert read(client, b"no") == AWAY
+        begin = time.monotonic()
+        assert client.recv(100) == b""
+        assert 0.5 < time.monotonic() - begin < 8
+
+
+def test_a_refusal_may_end_the_connection(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(post("/end"))
+        assert read(client, b"no") == AWAY
+        assert client.recv(100) == b""
+
+
+def test_no_answer_comes_before_its_turn(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(post("/yes", b"slow") + post("/no", b"let in"))
+        answers = read(client, b"let in")
+        assert answers.count(b"200 OK") == 2 and answers.index(b"slow") < answers.index(b"let in")
+
+
+def test_refusals_in_a_row_at_once(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(post("/no") * 3 + post("/yes", b"last"))
+        assert read(client, b"last").startswith(3 * AWAY + b"HTTP/1.1 200")
+
+
+def test_what_is_in_hand_is_told(port: int) -> None:
+    with connected(port) as first, connected(port) as second:
+        first.sendall(post("/busy", b"slow"))
+        time.sleep(0.1)
+        second.sendall(post("/busy"))
+        assert read(second, b"no") == AWAY
+        read(first, b"slow")
+        time.sleep(0.05)
+        second.sendall(post("/busy", b"free"))
+        read(second, b"free")
