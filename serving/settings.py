@@ -107,8 +107,8 @@ class Settings(BaseModel):
     """A pass expected to take fewer milliseconds is computed where requests are read, without a thread."""
     queue_rows: int = Field(32_768, ge=1)
     """Candidates that may wait for a pass; requests beyond get 503 at once."""
-    queue_ms: float = Field(250.0, gt=0)
-    """Milliseconds that a request may be expected to wait for its pass; requests beyond get 503 at once."""
+    queue_ms: float = Field(100.0, gt=0)
+    """Milliseconds that a request may be expected to wait; requests beyond get 503 at once."""
     max_requests: int = Field(512, ge=1)
     """Requests in hand at once, waiting ones included; those beyond get 503 before they are read."""
     grace_seconds: float = Field(10.0, ge=0)
