@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import triton
@@ -155,20 +155,24 @@ def _forward(
     kind: tl.constexpr, biased: tl.constexpr, product: tl.constexpr,
     block: tl.constexpr, block_size: tl.constexpr, block_outputs: tl.constexpr,
 ):  # fmt: skip
-    """So many rows, whole."""
+    """So many rows, some units at a time: all at once, float32 would not fit into registers."""
     row = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    unit, column = tl.arange(0, block_size), tl.arange(0, block_outputs)
-    there, real = row[:, None] < rows, unit < size
-    slope = tl.load(alpha + unit, mask=real, other=0.0).to(tl.float32)
-    centre = tl.load(mean + unit, mask=real, other=0.0).to(tl.float32)
-    by = tl.load(rate + unit, mask=real, other=0.0).to(tl.float32)
-    x = tl.load(s + row[:, None] * size + unit[None, :], mask=there & real[None, :], other=0.0).to(tl.float32)
-    w = tl.load(
-        weight + column[None, :] * size + unit[:, None],
-        mask=(column[None, :] < outputs) & real[:, None], other=0.0,
-    )  # fmt: skip
-    a, _p = _activated(x, slope, centre, by, kind)
-    result = tl.dot(a.to(product), w.to(product), input_precision="ieee")
+    column = tl.arange(0, block_outputs)
+    there = row[:, None] < rows
+    result = tl.zeros((block, block_outputs), tl.float32)
+    for start in range(0, size, block_size):
+        unit = start + tl.arange(0, block_size)
+        real = unit < size
+        slope = tl.load(alpha + unit, mask=real, other=0.0).to(tl.float32)
+        centre = tl.load(mean + unit, mask=real, other=0.0).to(tl.float32)
+        by = tl.load(rate + unit, mask=real, other=0.0).to(tl.float32)
+        x = tl.load(s + row[:, None] * size + unit[None, :], mask=there & real[None, :], other=0.0).to(tl.float32)
+        w = tl.load(
+            weight + column[None, :] * size + unit[:, None],
+            mask=(column[None, :] < outputs) & real[:, None], other=0.0,
+        )  # fmt: skip
+        a, _p = _activated(x, slope, centre, by, kind)
+        result = tl.dot(a.to(product), w.to(product), result, input_precision="ieee")
     if biased:
         result += tl.load(bias + column, mask=column < outputs, other=0.0).to(tl.float32)[None, :]
     tl.store(out + row[:, None] * outputs + column[None, :], result, mask=there & (column[None, :] < outputs))
@@ -242,11 +246,12 @@ def _triton_forward(
     out = s.new_empty(rows, outputs)
     # Kernels read the statistics whatever the activation; any h numbers stand in for absent ones.
     units = [weight if unit is None else unit.contiguous() for unit in (alpha, mean, rate)]
+    block_size, block_outputs = _tiles(size, outputs)
     if rows:
         _forward[(triton.cdiv(rows, 64),)](
-            s.contiguous(), weight.contiguous(), weight if bias is None else bias, *units, out, rows, size, outputs,
-            KINDS.index(activation), bias is not None, product_type(s.dtype), 64, *_tiles(size, outputs),
-            num_warps=4,
+            s.contiguous(), weight.contiguous(), weight if bias is None else bias.contiguous(), *units, out, rows,
+            size, outputs, KINDS.index(activation), bias is not None, product_type(s.dtype), 64,
+            min(block_size, 32), block_outputs, num_warps=4,
         )  # fmt: skip
     return (out,)
 
@@ -256,7 +261,7 @@ def _triton_backward(
     rate: Tensor | None, activation: str,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     (rows, size), outputs = s.shape, weight.shape[0]
-    programs = min(triton.cdiv(rows, 32), _PROGRAMS)
+    programs = min(triton.cdiv(rows, 16), _PROGRAMS)
     exact = {"dtype": torch.float32, "device": s.device}
     in_s = torch.empty_like(s, memory_format=torch.contiguous_format)
     weights, biases = torch.empty(programs, outputs, size, **exact), torch.empty(programs, outputs, **exact)
@@ -265,31 +270,39 @@ def _triton_backward(
     if rows:
         _backward[(programs,)](
             gradient.contiguous(), s.contiguous(), weight.contiguous(), *units, in_s, weights, biases, of_units,
-            rows, size, outputs, KINDS.index(activation), product_type(s.dtype), 32, *_tiles(size, outputs),
+            rows, size, outputs, KINDS.index(activation), product_type(s.dtype), 16, *_tiles(size, outputs),
             num_warps=8,
         )  # fmt: skip
     in_bias = None if bias is None else biases.sum(0).to(bias.dtype)
     of_alpha, of_mean, of_rate = (
         (None, None, None)
         if alpha is None or mean is None or rate is None
-        else (found.to(alpha.dtype) for found in of_units.sum(0))
+        else (found.to(alpha.dtype, copy=True) for found in of_units.sum(0))  # no two views of one
     )
     return in_s, weights.sum(0).to(weight.dtype), in_bias, of_alpha, of_mean, of_rate, None
 
 
-def _floats(kinds: tuple[torch.dtype, ...], s: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return s.dim() == 2 and s.dtype in kinds and s.dtype == weight.dtype and (bias is None or bias.dtype == s.dtype)
+def _fits(s: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor | str | None) -> bool:
+    """Whether all are of one floating type, and of the shapes that the function names."""
+    units, activation = [one for one in rest if isinstance(one, Tensor)], rest[-1]
+    return (
+        s.dim() == weight.dim() == 2
+        and s.shape[1] == weight.shape[1]
+        and s.dtype == weight.dtype
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == s.dtype))
+        and (activation in ("sigmoid", "relu") or (activation == "dice" and len(units) == 3))
+        and all(one.shape == s.shape[1:] and one.dtype == s.dtype for one in units)
+    )
 
 
-def _triton_allows(s: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor | str | None) -> bool:
+def _triton_allows(s: Tensor, weight: Tensor, *rest: Any) -> bool:
     block_size, block_outputs = _tiles(s.shape[-1], weight.shape[0])
-    kinds = (torch.float32, torch.bfloat16, torch.float16)
-    return block_size * block_outputs <= 8192 and _floats(kinds, s, weight, bias)
+    fits = s.dtype in (torch.float32, torch.bfloat16, torch.float16) and _fits(s, weight, *rest)
+    return fits and block_size * block_outputs <= 8192
 
 
-def _cpu_allows(s: Tensor, weight: Tensor, bias: Tensor | None, *units: Tensor | str | None) -> bool:
-    same = all(unit.dtype == s.dtype for unit in units if isinstance(unit, Tensor))
-    return same and _floats((torch.float32, torch.float64), s, weight, bias)
+def _cpu_allows(s: Tensor, *rest: Any) -> bool:
+    return s.dtype in (torch.float32, torch.float64) and _fits(s, *rest)
 
 
 def _outputs(s: Tensor, weight: Tensor, *rest: Tensor | str | None) -> tuple[Tensor]:

@@ -235,10 +235,16 @@ def _cpu_backward(
 
 def _fits(o1: Tensor, o2: Tensor, weight: Tensor, w1: Tensor, w2: Tensor, bias: Tensor) -> bool:
     """Whether all are of one floating type, and the heads make up both streams."""
+    if weight.dim() != 3:
+        return False
     heads, d1, d2 = weight.shape
     return (
-        o1.shape[1] == heads * d1
+        o1.dim() == 2
+        and o1.shape[1] == heads * d1
         and o2.shape == (len(o1), heads * d2)
+        and w1.shape == o1.shape[1:]
+        and w2.shape == o2.shape[1:]
+        and bias.dim() == 0
         and o1.dtype == o2.dtype == weight.dtype == w1.dtype == w2.dtype == bias.dtype
     )
 

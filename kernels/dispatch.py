@@ -113,7 +113,8 @@ class Operator:
         if one is None:
             return self.reference(*arguments)
         if torch.compiler.is_compiling():
-            return self._traced[one.name](*arguments)[0]
+            found = self._traced[one.name](*arguments)
+            return found if isinstance(found, Tensor) else found[0]
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
             return _Fast.apply(one, *arguments)
         return one.forward(*arguments)[0]
@@ -161,7 +162,7 @@ class _Fast(torch.autograd.Function):
         return (None, *ctx.one.backward(gradient, *arguments, *saved[tensors:]))
 
 
-def _registered(name: str, schema: str, one: Implementation) -> Callable[..., tuple[Tensor, ...]]:
+def _registered(name: str, schema: str, one: Implementation) -> Callable[..., Any]:
     """Make an implementation an operator of torch, with its shapes and its gradient; return the operator."""
     assert one.outputs is not None
     own, outputs = f"{NAMESPACE}::{name}_{one.name}", one.outputs
@@ -171,13 +172,26 @@ def _registered(name: str, schema: str, one: Implementation) -> Callable[..., tu
     kept = "".join(f", Tensor kept_{number}" for number in range(one.returns - 1))
 
     forward = torch.library.custom_op(
-        own, one.forward, mutates_args=(), device_types=one.device, schema=f"({schema}) -> ({returned})"
+        own,
+        lambda *arguments: _alone(one.forward(*arguments)),
+        mutates_args=(),
+        device_types=one.device,
+        schema=f"({schema}) -> ({returned})",
     )
-    forward.register_fake(outputs)
+    forward.register_fake(lambda *arguments: _alone(outputs(*arguments)))
 
-    def gradients(gradient: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    def gradients(gradient: Tensor, *rest: Any) -> Tensor | tuple[Tensor, ...]:
         found = one.backward(gradient.contiguous(), *rest)
-        return tuple(gradient.new_empty(0) if found[place] is None else found[place] for place in tensors)  # type: ignore[misc]
+        return _alone(
+            tuple(
+                gradient.new_empty(0)
+                if not _has_gradient(rest[place])
+                else torch.zeros_like(rest[place], memory_format=torch.contiguous_format)
+                if (slope := found[place]) is None
+                else slope
+                for place in tensors
+            )
+        )
 
     backward = torch.library.custom_op(
         f"{own}_backward",
@@ -187,9 +201,12 @@ def _registered(name: str, schema: str, one: Implementation) -> Callable[..., tu
         schema=f"(Tensor gradient, {schema}{kept}) -> ({', '.join(['Tensor'] * len(tensors))})",
     )
 
-    def shapes(gradient: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        return tuple(
-            gradient.new_empty(0) if rest[place] is None else torch.empty_like(rest[place]) for place in tensors
+    def shapes(gradient: Tensor, *rest: Any) -> Tensor | tuple[Tensor, ...]:
+        return _alone(
+            tuple(
+                rest[place].new_empty(rest[place].shape) if _has_gradient(rest[place]) else gradient.new_empty(0)
+                for place in tensors
+            )
         )
 
     backward.register_fake(shapes)
@@ -197,15 +214,26 @@ def _registered(name: str, schema: str, one: Implementation) -> Callable[..., tu
     def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.inputs = [None if place in tensors else a for place, a in enumerate(inputs)]
         ctx.present = [place for place in tensors if inputs[place] is not None]
-        ctx.save_for_backward(*(inputs[place] for place in ctx.present), *output[1:])
+        kept = () if isinstance(output, Tensor) else output[1:]
+        ctx.save_for_backward(*(inputs[place] for place in ctx.present), *kept)
 
     def backpropagate(ctx: Any, gradient: Tensor, *_kept: Any) -> tuple[Tensor | None, ...]:
         saved, arguments = ctx.saved_tensors, list(ctx.inputs)
         for place, tensor in zip(ctx.present, saved, strict=False):
             arguments[place] = tensor
-        found = dict(zip(tensors, backward(gradient, *arguments, *saved[len(ctx.present) :]), strict=True))
+        slopes = backward(gradient, *arguments, *saved[len(ctx.present) :])
+        found = dict(zip(tensors, (slopes,) if isinstance(slopes, Tensor) else slopes, strict=True))
         wanted = ctx.needs_input_grad
         return tuple(found[p] if p in ctx.present and wanted[p] else None for p in range(len(arguments)))
 
     forward.register_autograd(backpropagate, setup_context=setup)
     return forward
+
+
+def _alone(found: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """Return what torch expects of an operator: the tensor itself where there is one."""
+    return found[0] if len(found) == 1 else found
+
+
+def _has_gradient(argument: Tensor | None) -> bool:
+    return argument is not None and argument.is_floating_point()

@@ -378,8 +378,10 @@ def _fits(x: Tensor, gates: Tensor, weight: Tensor, bias: Tensor, activation: st
     return (
         x.dim() in (2, 3)
         and activation in (("none",) if mixed else ("none", "relu"))
-        and x.shape[-1] == weight.shape[1]
+        and weight.dim() == 3
+        and x.shape[1:] in ((weight.shape[1],), weight.shape[:2])
         and gates.shape == (len(x), len(weight))
+        and bias.shape == (len(weight), weight.shape[2])
         and x.dtype == gates.dtype == weight.dtype == bias.dtype
     )
 

@@ -168,7 +168,7 @@ def _triton_forward(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | No
     out = x.new_empty(x.shape)
     if x.numel():
         grid, sizes = _plan(x, hidden, weight, bias)
-        _gate[grid](x, hidden, weight, x if bias is None else bias, out, *sizes)
+        _gate[grid](x, hidden, weight, x if bias is None else bias.contiguous(), out, *sizes)
     return (out,)
 
 
@@ -182,7 +182,9 @@ def _triton_backward(
     # A shared context gets one row of sums from each program along the batch, added up in their order.
     of_logits = x.new_empty(grid[0], units, dtype=torch.float32) if shared else x.new_empty(len(x), units)
     if x.numel():
-        _gate_backward[grid](gradient, x, hidden, weight, x if bias is None else bias, of_x, of_logits, *sizes)
+        _gate_backward[grid](
+            gradient, x, hidden, weight, x if bias is None else bias.contiguous(), of_x, of_logits, *sizes
+        )
     else:
         of_logits.zero_()
     if shared:
@@ -235,9 +237,9 @@ def _fits(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> boo
         x.dim() in (2, 3)
         and hidden.dim() == 2
         and hidden.shape[0] in (1, x.shape[0])
-        and weight.shape[0] == x.shape[1]
+        and weight.shape == (x.shape[1], hidden.shape[1])
         and x.dtype == hidden.dtype == weight.dtype
-        and (bias is None or bias.dtype == x.dtype)
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype))
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -120,7 +122,7 @@ def _triton_forward(
     block_rows, block_width, block_inner = 64, 64, 32
     if rows:
         _layer[(triton.cdiv(rows, block_rows), triton.cdiv(width, block_width))](
-            c0, c, weight, bias if bias is not None else c, gate.contiguous() if gate is not None else c,
+            c0, c, weight, c if bias is None else bias.contiguous(), c if gate is None else gate.contiguous(),
             out, crossed, mask, rows, width, gate is not None, bias is not None, product_type(c.dtype),
             block_rows, block_width, block_inner, num_warps=4, num_stages=3,
         )  # fmt: skip
@@ -186,24 +188,32 @@ def _cpu_backward(
     return _products_backward(gradient, of_c0, both, c, weight, bias, gate)
 
 
-def _plain_floats(c0: Tensor, c: Tensor, *others: Tensor | None) -> bool:
-    """Whether all are of one floating type, and (B, D)."""
-    return c.dim() == 2 and c0.shape == c.shape and all(t is None or t.dtype == c.dtype for t in (c0, *others))
+def _fits(c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None) -> bool:
+    """Whether all are of one floating type, and of the shapes that the function names."""
+    width = c.shape[-1]
+    return (
+        c.dim() == 2
+        and c0.shape == c.shape
+        and weight.shape == (width, width)
+        and (bias is None or bias.shape == (width,))
+        and (gate is None or gate.shape == weight.shape)
+        and all(t is None or t.dtype == c.dtype for t in (c0, weight, bias, gate))
+    )
 
 
-def _triton_allows(c0: Tensor, c: Tensor, *others: Tensor | None) -> bool:
-    return c.dtype in (torch.float32, torch.bfloat16, torch.float16) and _plain_floats(c0, c, *others)
+def _triton_allows(c0: Tensor, c: Tensor, *others: Any) -> bool:
+    return c.dtype in (torch.float32, torch.bfloat16, torch.float16) and _fits(c0, c, *others)
 
 
-def _cpu_allows(c0: Tensor, c: Tensor, *others: Tensor | None) -> bool:
-    return c.dtype in (torch.float32, torch.float64) and _plain_floats(c0, c, *others)
+def _cpu_allows(c0: Tensor, c: Tensor, *others: Any) -> bool:
+    return c.dtype in (torch.float32, torch.float64) and _fits(c0, c, *others)
 
 
 def _outputs(
     c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kept = torch.empty_like(c, dtype=torch.float32)
-    return torch.empty_like(c), kept, torch.empty_like(kept) if gate is not None else kept.new_empty(0)
+    kept = c.new_empty(c.shape, dtype=torch.float32)
+    return c.new_empty(c.shape), kept, torch.empty_like(kept) if gate is not None else kept.new_empty(0)
 
 
 def _example(

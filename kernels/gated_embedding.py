@@ -138,7 +138,7 @@ def _cpu_backward(
     return torch.zeros_like(table).index_add_(0, ids, weighed), of_logits, None, None, None
 
 
-def _fits(table: Tensor, logits: Tensor, ids: Tensor) -> bool:
+def _fits(table: Tensor, logits: Tensor, ids: Tensor, sharpness: Tensor) -> bool:
     """Whether there is one logit of the table's type for each of its rows, and the ids are in a row."""
     return (
         table.dim() == 2
@@ -146,17 +146,18 @@ def _fits(table: Tensor, logits: Tensor, ids: Tensor) -> bool:
         and logits.dtype == table.dtype
         and ids.dim() == 1
         and ids.dtype in (torch.int32, torch.int64)
+        and sharpness.numel() == 1
         and table.is_contiguous()
         and logits.is_contiguous()
     )
 
 
 def _triton_allows(table: Tensor, logits: Tensor, ids: Tensor, sharpness: Tensor, scale: float) -> bool:
-    return table.dtype in (torch.float32, torch.bfloat16, torch.float16) and _fits(table, logits, ids)
+    return table.dtype in (torch.float32, torch.bfloat16, torch.float16) and _fits(table, logits, ids, sharpness)
 
 
 def _cpu_allows(table: Tensor, logits: Tensor, ids: Tensor, sharpness: Tensor, scale: float) -> bool:
-    return table.dtype in (torch.float32, torch.float64) and _fits(table, logits, ids)
+    return table.dtype in (torch.float32, torch.float64) and _fits(table, logits, ids, sharpness)
 
 
 def _outputs(table: Tensor, logits: Tensor, ids: Tensor, sharpness: Tensor, scale: float) -> tuple[Tensor]:

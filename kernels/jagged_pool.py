@@ -166,8 +166,9 @@ def _triton_forward(
     levels = exact.new_empty(rows if softmax else 0)
     if rows:
         _forward[(rows,)](
-            values.contiguous(), scores.contiguous(), offsets, scores if prior is None else prior.contiguous(),
-            exact, levels, width, prior is not None, softmax, 32, triton.next_power_of_2(width), num_warps=4,
+            values.contiguous(), scores.contiguous(), offsets.contiguous(),
+            scores if prior is None else prior.contiguous(), exact, levels, width, prior is not None, softmax, 32,
+            triton.next_power_of_2(width), num_warps=4,
         )  # fmt: skip
     # A result that is its own record must not be the same tensor twice.
     kept = exact if softmax else exact.new_empty(0)
@@ -184,7 +185,7 @@ def _triton_backward(
     in_scores = torch.empty_like(scores, memory_format=torch.contiguous_format)
     if rows:
         _backward[(rows,)](
-            gradient.contiguous(), values.contiguous(), scores.contiguous(), offsets,
+            gradient.contiguous(), values.contiguous(), scores.contiguous(), offsets.contiguous(),
             scores if prior is None else prior.contiguous(), exact, levels, in_values, in_scores, width,
             prior is not None, softmax, 32, triton.next_power_of_2(width), num_warps=4,
         )  # fmt: skip
@@ -195,17 +196,25 @@ def _kind(values: Tensor, scores: Tensor) -> torch.dtype:
     return torch.promote_types(values.dtype, scores.dtype)
 
 
-def _triton_allows(values: Tensor, scores: Tensor, offsets: Tensor, prior: Tensor | None, softmax: bool) -> bool:
-    kinds = (torch.float32, torch.bfloat16, torch.float16)
-    fits = values.dim() == 2 and 1 <= values.shape[1] <= 512
+def _fits(values: Tensor, scores: Tensor, offsets: Tensor, prior: Tensor | None) -> bool:
+    """Whether there is a score, and perhaps a prior of its type, for each behaviour."""
     return (
-        fits and values.dtype in kinds and scores.dtype in kinds and (prior is None or prior.dtype == scores.dtype)
+        values.dim() == 2
+        and scores.shape == values.shape[:1]
+        and offsets.dim() == 1
+        and (prior is None or (prior.shape == scores.shape and prior.dtype == scores.dtype))
     )
 
 
+def _triton_allows(values: Tensor, scores: Tensor, offsets: Tensor, prior: Tensor | None, softmax: bool) -> bool:
+    kinds = (torch.float32, torch.bfloat16, torch.float16)
+    fits = _fits(values, scores, offsets, prior) and 1 <= values.shape[1] <= 512
+    return fits and values.dtype in kinds and scores.dtype in kinds
+
+
 def _cpu_allows(values: Tensor, scores: Tensor, offsets: Tensor, prior: Tensor | None, softmax: bool) -> bool:
-    same = values.dtype == scores.dtype and (prior is None or prior.dtype == scores.dtype)
-    return same and values.dim() == 2 and values.dtype in (torch.float32, torch.float64)
+    kinds = (torch.float32, torch.float64)
+    return _fits(values, scores, offsets, prior) and values.dtype == scores.dtype and values.dtype in kinds
 
 
 def _outputs(
@@ -219,9 +228,9 @@ def _outputs(
 
 
 def _example(
-    generator: torch.Generator, device: str, dtype: torch.dtype, *, rows: int, width: int
+    generator: torch.Generator, device: str, dtype: torch.dtype, *, rows: int, width: int, mean: int = 30
 ) -> tuple[Tensor | bool | None, ...]:
-    offsets = geometric_offsets(generator, rows)
+    offsets = geometric_offsets(generator, rows, mean)
     values = torch.randn(int(offsets[-1]), width, generator=generator).to(device, dtype)
     scores = torch.randn(values.shape[0], generator=generator).to(device, dtype)
     return values, scores, offsets.to(device), None, False

@@ -196,7 +196,8 @@ def _cpu_forward(
         if state is not None:
             o += (q * c.to(q.dtype).exp_()) @ state[bucket.rows]
         bucket.put(o, out)
-    return (out[:-1],)
+    # Not a view to autograd: a layer behind may work in place.
+    return (torch.ops.aten._unsafe_view(out[:-1], value.shape),)
 
 
 def _cpu_backward(
@@ -316,7 +317,7 @@ def triton_forward(
     block_keys, block_width = triton.next_power_of_2(keys), min(triton.next_power_of_2(width), 32)
     if rows:
         _forward[(rows, triton.cdiv(width, block_width))](
-            key if query is None else query.contiguous(), key, value, log_decay, offsets,
+            key if query is None else query.contiguous(), key, value, log_decay, offsets.contiguous(),
             key if state is None else state.contiguous(), out, out, keys, width, state is not None,
             query is not None, block_keys, block_width, num_warps=_warps(block_keys * block_width),
         )  # fmt: skip
@@ -338,7 +339,7 @@ def triton_backward(
     if rows:
         _backward[(rows,)](
             gradient.contiguous(), key if query is None else query.contiguous(), key, value.contiguous(),
-            log_decay.contiguous(), offsets, key if state is None else state.contiguous(),
+            log_decay.contiguous(), offsets.contiguous(), key if state is None else state.contiguous(),
             in_key if in_query is None else in_query, in_key, in_value, in_logs,
             in_key if in_state is None else in_state, keys, width, state is not None, query is not None,
             block_keys, block_width, num_warps=_warps(block_keys * block_width),
@@ -351,16 +352,24 @@ def _warps(tile: int) -> int:
     return 1 if tile <= 1024 else 4 if tile <= 4096 else 8
 
 
-def allows(kinds: Sequence[torch.dtype], tensors: Sequence[Tensor | None], largest: int | None = None) -> bool:
-    """Whether all tensors are of one of these types, and a state is no larger than ``largest`` numbers."""
-    key, value = tensors[0], tensors[1]
-    assert key is not None
-    assert value is not None
-    if key.dim() != 2 or not key.shape[1] or not value.shape[1]:
+def allows(
+    kinds: Sequence[torch.dtype], query: Tensor | None, key: Tensor, value: Tensor, log_decay: Tensor,
+    offsets: Tensor, state: Tensor | None, largest: int | None = None,
+) -> bool:  # fmt: skip
+    """Whether all are of one of these types and fit each other, and a state has ``largest`` numbers at most."""
+    if key.dim() != 2 or value.dim() != 2 or not key.shape[1] or not value.shape[1]:
         return False
-    state = triton.next_power_of_2(key.shape[1]) * triton.next_power_of_2(value.shape[1])
-    same = all(one is None or one.dtype == key.dtype for one in tensors)
-    return same and key.dtype in kinds and (largest is None or state <= largest)
+    (total, keys), width = key.shape, value.shape[1]
+    return (
+        key.dtype in kinds
+        and all(one is None or one.dtype == key.dtype for one in (query, value, log_decay, state))
+        and log_decay.shape == key.shape
+        and len(value) == total
+        and (query is None or query.shape == key.shape)
+        and offsets.dim() == 1
+        and (state is None or state.shape == (offsets.numel() - 1, keys, width))
+        and (largest is None or triton.next_power_of_2(keys) * triton.next_power_of_2(width) <= largest)
+    )
 
 
 TRITON_KINDS = (torch.float32, torch.bfloat16, torch.float16)
@@ -372,13 +381,13 @@ LARGEST_STATE = 16384
 def _triton_allows(
     query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, offsets: Tensor, state: Tensor | None
 ) -> bool:
-    return allows(TRITON_KINDS, (key, value, query, log_decay, state), LARGEST_STATE)
+    return allows(TRITON_KINDS, query, key, value, log_decay, offsets, state, LARGEST_STATE)
 
 
 def _cpu_allows(
     query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, offsets: Tensor, state: Tensor | None
 ) -> bool:
-    return allows(CPU_KINDS, (key, value, query, log_decay, state))
+    return allows(CPU_KINDS, query, key, value, log_decay, offsets, state)
 
 
 def _triton_forward(*arguments: Any) -> tuple[Tensor]:
@@ -395,14 +404,14 @@ def _outputs(query: Tensor, key: Tensor, value: Tensor, *rest: Tensor | None) ->
 
 
 def example(
-    generator: torch.Generator, device: str, dtype: torch.dtype, *, rows: int, width: int
+    generator: torch.Generator, device: str, dtype: torch.dtype, *, rows: int, width: int, mean: int = 30
 ) -> tuple[Tensor, ...]:
     """Return query, key, value, log_decay, offsets and state of ``rows`` histories, K = D = ``width``."""
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
-    offsets = geometric_offsets(generator, rows)
+    offsets = geometric_offsets(generator, rows, mean)
     total = int(offsets[-1])
     log_decay = torch.nn.functional.logsigmoid(torch.randn(total, width, generator=generator) + 2).to(device, dtype)
     query, key = draw(total, width) * width**-0.5, draw(total, width)

@@ -116,11 +116,11 @@ def _triton_backward(gradient: Tensor, *arguments: Any) -> tuple[Tensor | None, 
 
 
 def _triton_allows(key: Tensor, value: Tensor, log_decay: Tensor, offsets: Tensor, state: Tensor | None) -> bool:
-    return allows(TRITON_KINDS, (key, value, log_decay, state), LARGEST_STATE)
+    return allows(TRITON_KINDS, None, key, value, log_decay, offsets, state, LARGEST_STATE)
 
 
 def _cpu_allows(key: Tensor, value: Tensor, log_decay: Tensor, offsets: Tensor, state: Tensor | None) -> bool:
-    return allows(CPU_KINDS, (key, value, log_decay, state))
+    return allows(CPU_KINDS, None, key, value, log_decay, offsets, state)
 
 
 def _outputs(key: Tensor, value: Tensor, log_decay: Tensor, offsets: Tensor, state: Tensor | None) -> tuple[Tensor]:
@@ -128,9 +128,9 @@ def _outputs(key: Tensor, value: Tensor, log_decay: Tensor, offsets: Tensor, sta
 
 
 def _example(
-    generator: torch.Generator, device: str, dtype: torch.dtype, *, rows: int, width: int
+    generator: torch.Generator, device: str, dtype: torch.dtype, *, rows: int, width: int, mean: int = 30
 ) -> tuple[Tensor, ...]:
-    return example(generator, device, dtype, rows=rows, width=width)[1:]
+    return example(generator, device, dtype, rows=rows, width=width, mean=mean)[1:]
 
 
 def _moved(key: Tensor, value: Tensor, log_decay: Tensor, offsets: Tensor, state: Tensor | None) -> int:

@@ -38,11 +38,12 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, s: Tensor) -> tuple[Tensor, Tensor]:
         mean = s.mean(0)
-        variance = torch.zeros_like(mean)
+        # In bfloat16 a sum of many blocks would no longer take up the next one.
+        variance = torch.zeros_like(mean, dtype=torch.promote_types(s.dtype, torch.float32))
         for part in blocks(*s.shape):
-            variance += (s[part] - mean).square_().sum(0)
+            variance += (s[part] - mean).square_().sum(0, dtype=variance.dtype)
         ctx.save_for_backward(s, mean)
-        return mean, variance.div_(s.shape[0])
+        return mean, variance.div_(s.shape[0]).to(s.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -66,26 +68,16 @@ def _cpu_forward(
 
 
 def _cpu_backward(
-    gradient: Tensor,
-    shared: Tensor,
-    own: Tensor,
-    offsets: Tensor,
-    of_shared: Tensor,
-    of_own: Tensor,
+    gradient: Tensor, shared: Tensor, own: Tensor, offsets: Tensor, of_shared: Tensor, of_own: Tensor,
     bias: Tensor | None,
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     return _gradients(gradient, segment_sum(gradient, offsets), shared, own, of_shared, of_own, bias)
 
 
 def _gradients(
-    gradient: Tensor,
-    asked: Tensor,
-    shared: Tensor,
-    own: Tensor,
-    of_shared: Tensor,
-    of_own: Tensor,
+    gradient: Tensor, asked: Tensor, shared: Tensor, own: Tensor, of_shared: Tensor, of_own: Tensor,
     bias: Tensor | None,
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Return one gradient an argument, from that of the result, (N, H), and its sum over each user, (U, H)."""
     return (
         asked @ of_shared,
@@ -155,49 +147,40 @@ def _triton_forward(
 
 
 def _triton_backward(
-    gradient: Tensor,
-    shared: Tensor,
-    own: Tensor,
-    offsets: Tensor,
-    of_shared: Tensor,
-    of_own: Tensor,
+    gradient: Tensor, shared: Tensor, own: Tensor, offsets: Tensor, of_shared: Tensor, of_own: Tensor,
     bias: Tensor | None,
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     users, size = len(shared), of_own.shape[0]
     asked = torch.empty(users, size, dtype=torch.float32, device=own.device)
     if users:
-        _user_sums[(users, triton.cdiv(size, 64))](gradient.contiguous(), offsets, asked, size, 32, 64)
+        _user_sums[(users, triton.cdiv(size, 64))](gradient.contiguous(), offsets.contiguous(), asked, size, 32, 64)
     return _gradients(gradient, asked.to(own.dtype), shared, own, of_shared, of_own, bias)
 
 
-def _floats(
-    kinds: tuple[torch.dtype, ...],
-    shared: Tensor,
-    own: Tensor,
-    of_shared: Tensor,
-    of_own: Tensor,
-    bias: Tensor | None,
-) -> bool:
-    one = own.dtype in kinds and shared.dtype == own.dtype == of_shared.dtype == of_own.dtype
-    return one and (bias is None or bias.dtype == own.dtype)
-
-
-def _triton_allows(
+def _fits(
     shared: Tensor, own: Tensor, offsets: Tensor, of_shared: Tensor, of_own: Tensor, bias: Tensor | None
 ) -> bool:
-    return _floats((torch.float32, torch.bfloat16, torch.float16), shared, own, of_shared, of_own, bias)
+    """Whether all are of one floating type, and of the shapes that the function names."""
+    return (
+        shared.dim() == own.dim() == of_shared.dim() == of_own.dim() == 2
+        and offsets.shape == (len(shared) + 1,)
+        and of_shared.shape[1] == shared.shape[1]
+        and of_own.shape == (len(of_shared), own.shape[1])
+        and shared.dtype == own.dtype == of_shared.dtype == of_own.dtype
+        and (bias is None or (bias.shape == of_own.shape[:1] and bias.dtype == own.dtype))
+    )
 
 
-def _cpu_allows(
-    shared: Tensor, own: Tensor, offsets: Tensor, of_shared: Tensor, of_own: Tensor, bias: Tensor | None
-) -> bool:
-    return _floats((torch.float32, torch.float64), shared, own, of_shared, of_own, bias)
+def _triton_allows(shared: Tensor, *others: Any) -> bool:
+    return shared.dtype in (torch.float32, torch.bfloat16, torch.float16) and _fits(shared, *others)
 
 
-def _outputs(
-    shared: Tensor, own: Tensor, offsets: Tensor, of_shared: Tensor, of_own: Tensor, bias: Tensor | None
-) -> tuple[Tensor]:
-    return (own.new_empty(own.shape[0], of_own.shape[0]),)
+def _cpu_allows(shared: Tensor, *others: Any) -> bool:
+    return shared.dtype in (torch.float32, torch.float64) and _fits(shared, *others)
+
+
+def _outputs(shared: Tensor, own: Tensor, offsets: Tensor, of_shared: Tensor, *others: Any) -> tuple[Tensor]:
+    return (own.new_empty(len(own), len(of_shared)),)
 
 
 def _example(

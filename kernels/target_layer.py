@@ -57,7 +57,8 @@ def reference(values: Tensor, offsets: Tensor, query: Tensor, weight: Tensor, bi
 
 def _parts(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return what multiplies the candidate, the behaviour, and the product of both, (h, d) each."""
-    of_query, of_key, of_difference, of_product = weight.chunk(4, dim=1)
+    # Laid out anew: sums of transposed matrices would be transposed too, and kernels go by rows.
+    of_query, of_key, of_difference, of_product = weight.contiguous().chunk(4, dim=1)
     return of_query + of_difference, of_key - of_difference, of_product.contiguous()
 
 
@@ -193,8 +194,8 @@ def _triton_forward(values: Tensor, offsets: Tensor, query: Tensor, weight: Tens
     out = values.new_empty(values.shape[0], size)
     if values.shape[0]:
         _forward[(rows,)](
-            values.contiguous(), offsets, query.contiguous(), asked, of_key, of_product, out, width, size,
-            product_type(values.dtype), 32, *_tiles(width, size), num_warps=4,
+            values.contiguous(), offsets.contiguous(), query.contiguous(), asked, of_key, of_product, out, width,
+            size, product_type(values.dtype), 32, *_tiles(width, size), num_warps=4,
         )  # fmt: skip
     return (out,)
 
@@ -206,12 +207,12 @@ def _triton_backward(
     (rows, width), size = query.shape, bias.shape[0]
     programs = min(rows, _PROGRAMS)
     exact = {"dtype": torch.float32, "device": values.device}
-    in_values, in_query = torch.empty_like(values), torch.empty(rows, width, **exact)
+    in_values, in_query = values.new_empty(values.shape), torch.empty(rows, width, **exact)
     asked, weights = torch.empty(rows, size, **exact), torch.empty(programs, 2, size, width, **exact)
     if rows:
         _backward[(programs,)](
-            gradient.contiguous(), values.contiguous(), offsets, query.contiguous(), of_key, of_product,
-            in_values, in_query, asked, weights, rows, width, size,
+            gradient.contiguous(), values.contiguous(), offsets.contiguous(), query.contiguous(), of_key,
+            of_product, in_values, in_query, asked, weights, rows, width, size,
             product_type(values.dtype), 32, *_tiles(width, size), num_warps=8,
         )  # fmt: skip
     in_query = torch.addmm(in_query, asked, of_query.float())
@@ -221,19 +222,28 @@ def _triton_backward(
     return in_values, None, in_query.to(kind), in_weight.to(kind), asked.sum(0).to(kind)
 
 
-def _floats(kinds: tuple[torch.dtype, ...], values: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    return values.dtype in kinds and values.dtype == query.dtype == weight.dtype == bias.dtype
+def _fits(values: Tensor, offsets: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether all are of one floating type, and of the shapes that the function names."""
+    width = values.shape[-1]
+    return (
+        values.dim() == 2
+        and offsets.dim() == 1
+        and query.shape == (offsets.numel() - 1, width)
+        and weight.shape == (bias.numel(), 4 * width)
+        and bias.dim() == 1
+        and values.dtype == query.dtype == weight.dtype == bias.dtype
+    )
 
 
 def _triton_allows(values: Tensor, offsets: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    block_width, block_size = _tiles(values.shape[1], bias.shape[0])
-    kinds = (torch.float32, torch.bfloat16, torch.float16)
+    block_width, block_size = _tiles(values.shape[-1], bias.numel())
+    fits = values.dtype in (torch.float32, torch.bfloat16, torch.float16)
     # The matrix of a row has to fit into the registers of a program.
-    return block_width * block_size <= 8192 and _floats(kinds, values, query, weight, bias)
+    return fits and block_width * block_size <= 8192 and _fits(values, offsets, query, weight, bias)
 
 
 def _cpu_allows(values: Tensor, offsets: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    return _floats((torch.float32, torch.float64), values, query, weight, bias)
+    return values.dtype in (torch.float32, torch.float64) and _fits(values, offsets, query, weight, bias)
 
 
 def _outputs(values: Tensor, offsets: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
@@ -252,12 +262,19 @@ def geometric_offsets(generator: torch.Generator, rows: int, mean: int = 30, lon
 
 
 def _example(
-    generator: torch.Generator, device: str, dtype: torch.dtype, *, rows: int, width: int, hidden: int
+    generator: torch.Generator,
+    device: str,
+    dtype: torch.dtype,
+    *,
+    rows: int,
+    width: int,
+    hidden: int,
+    mean: int = 30,
 ) -> tuple[Tensor, ...]:
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(*shape, generator=generator) * scale).to(device, dtype)
 
-    offsets = geometric_offsets(generator, rows)
+    offsets = geometric_offsets(generator, rows, mean)
     return (
         draw(int(offsets[-1]), width),
         offsets.to(device),

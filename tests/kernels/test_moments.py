@@ -23,3 +23,9 @@ def test_compiled_they_are_the_same() -> None:
     s = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
     compiled = torch.compile(moments, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(s), moments(s))
+
+
+def test_many_blocks_of_half_precision_do_not_lose_the_sum() -> None:
+    s = torch.randn(300_000, 80, generator=torch.Generator().manual_seed(0)).bfloat16()
+    _, variance = moments(s)
+    assert abs(variance.double().mean().item() - 1) < 2e-3

@@ -2,59 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels import OPERATORS
 from kernels.dispatch import Implementation, Operator
-from tests.kernels.conformance import examples
-
-EXPERTS = {"rows": 3, "experts": 2, "inner": 4, "outer": 3}
-SIZES: dict[str, list[dict[str, int]]] = {
-    "activated_linear": [{"rows": 3, "size": 4, "outputs": 2}],
-    "bilinear_fusion": [{"rows": 3, "heads": 2, "d1": 4, "d2": 6}],
-    "expert_mixture": [
-        {**EXPERTS, "mixed": 1},
-        {**EXPERTS, "mixed": 1, "shared": 1, "top": 1},
-        {**EXPERTS, "mixed": 0, "relu": 1, "top": 1},
-        {**EXPERTS, "mixed": 0, "shared": 1},
-    ],
-    "feature_gate": [
-        {"rows": 3, "units": 4, "hidden": 2},
-        {"rows": 3, "units": 4, "hidden": 2, "each": 2, "shared": 1},
-    ],
-    "gated_cross": [{"rows": 3, "width": 4}],
-    "gated_embedding": [{"rows": 5, "values": 4, "width": 3}],
-    "jagged_pool": [{"rows": 2, "width": 3}],
-    "linear_attention": [{"rows": 2, "width": 3}],
-    "linear_state": [{"rows": 2, "width": 3}],
-    "scores": [{"users": 2, "each": 3, "shared": 4, "own": 5, "hidden": 6}],
-    "target_layer": [{"rows": 2, "width": 3, "hidden": 4}],
-}
-CALLS = [
-    pytest.param(operator, one, sizes, id=f"{name}-{one.name}-{number}")
-    for name, operator in OPERATORS.items()
-    for one in operator.implementations
-    for number, sizes in enumerate(SIZES[name])
-]
-
-
-def variants(operator: Operator, dtype: torch.dtype, sizes: dict[str, int]) -> list[tuple[Any, ...]]:
-    """The arguments as drawn; all optional tensors left out; a softmax instead of plain weights."""
-    drawn = list(examples(operator, dtype, seed=1, **sizes))
-    kinds = [part.split()[0] for part in operator.schema.split(", ")]
-    found = [tuple(drawn)]
-    optional = [place for place, kind in enumerate(kinds) if kind == "Tensor?" and drawn[place] is not None]
-    if optional:
-        plain = [None if place in optional else a for place, a in enumerate(drawn)]
-        found.append(tuple("relu" if isinstance(a, str) and a == "dice" else a for a in plain))
-    if operator.name == "jagged_pool":
-        found.append((*drawn[:-1], True))
-    return found
+from tests.kernels.conformance import CALLS, SIZES, turned, variants, wants_gradient
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -80,14 +39,40 @@ def _described(tensors: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
     return [(tuple(t.shape), t.dtype) for t in tensors]
 
 
-@pytest.mark.parametrize(("operator", "one", "sizes"), CALLS)
-def test_nothing_returned_shares_memory(operator: Operator, one: Implementation, sizes) -> None:
-    """An operator of torch may not return an argument, a view of one, or the same tensor twice."""
-    if not one.outputs:
-        pytest.skip("no operator of torch")
-    for arguments in variants(operator, torch.float32, sizes):
-        tensors = [a for a in (*arguments, *one.forward(*arguments)) if isinstance(a, Tensor) and a.numel()]
-        assert len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors)
+TWINS = {
+    name: Operator(
+        f"{name}_here",
+        operator.reference,
+        operator.schema,
+        [replace(one, device="cpu") for one in operator.implementations if one.name == "triton"],
+    )
+    for name, operator in OPERATORS.items()
+}
+"""The same with Triton's implementations on CPU, by its interpreter."""
+
+
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="runs where Triton has no GPU")
+@pytest.mark.parametrize(("operator", "one", "sizes"), [call for call in CALLS if call.values[1].outputs])
+def test_torch_takes_it_as_an_operator(operator: Operator, one: Implementation, sizes) -> None:
+    """Its results and their strides, its gradients, also traced; nothing that it returns shares memory."""
+    twin = TWINS[operator.name]
+    for number, arguments in enumerate(variants(operator, torch.float32, sizes)):
+        laid = arguments if number else tuple(turned(a) for a in arguments)
+        leaves = [wants_gradient(a) for a in laid]
+        torch.library.opcheck(getattr(torch.ops.sluice, f"{twin.name}_triton").default, leaves)
+
+
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="runs where Triton has no GPU")
+@pytest.mark.parametrize("name", ["feature_gate", "gated_cross"])  # of one result, and of several
+def test_compiled_it_is_called_and_gives_the_same(name: str) -> None:
+    torch._dynamo.reset()
+    arguments = [wants_gradient(a) for a in variants(OPERATORS[name], torch.float32, SIZES[name][0])[0]]
+    results = []
+    for way in (torch.compile(TWINS[name], fullgraph=True, backend="aot_eager"), OPERATORS[name].reference):
+        result = way(*arguments)
+        results.append((result, *torch.autograd.grad(result.sin().sum(), arguments)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_every_operator_is_called() -> None:
