@@ -56,6 +56,10 @@ def main(
     ] = "all",
     device: Annotated[str, typer.Option(help="cpu or cuda; the GPU where there is one.")] = "",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the operators.")] = "float32",
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Leave out sizes of more rows; 4096 on CPU, none on a GPU.", show_default=False),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times that every way is measured, in turn.")] = 5,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Time torch.compile too.")] = True,
     json: JsonPath = None,
@@ -64,9 +68,14 @@ def main(
 ) -> None:
     """Time of each operator, forward alone and with its backward, on a grid of sizes; and what models gain by them.
 
+    On a GPU torch.compile tunes (max-autotune). On CPU the largest sizes are left out: plain torch may need more
+    time and memory than there is. --rows changes from where. Name --operators for an answer sooner.
+
     Example: sluice bench kernels --operators gated_cross --ratios none --at-most overhead_us=10
 
     Example: sluice bench kernels --operators none --at-least ratio_target_attention=6
+
+    Example: sluice bench kernels --device cuda --dtype bfloat16 --json figures.json
     """
     import torch
     from rich.console import Console
@@ -88,10 +97,11 @@ def main(
     report.note(
         f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
-    sizes = sum(len(one.workload.grid) for one in chosen if one.workload)
-    with progress(Console(stderr=True), sizes + len(wanted)) as step:
-        if chosen:
-            _operators(report, chosen, where, kinds[dtype], rounds, compiled, step)
+    most = rows or (4096 if where == "cpu" else None)
+    grid = [(one, sizes) for one in chosen for sizes in sizes_up_to(one, most)]
+    with progress(Console(stderr=True), len(grid) + len(wanted)) as step:
+        if grid:
+            _operators(report, grid, where, kinds[dtype], rounds, compiled, step)
         for name in wanted:
             step(f"ratio {name}")
             RATIOS[name](report, Setting(where, rounds, compiled))
@@ -123,9 +133,15 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def sizes_up_to(operator: Operator, rows: int | None) -> list[dict[str, int]]:
+    """Return an operator's sizes of at most so many rows, or candidates of a user; None stands for all."""
+    grid = operator.workload.grid if operator.workload else ()
+    return [one for one in grid if rows is None or one.get("rows", one.get("each", 0)) <= rows]
+
+
 def _operators(
     report: BenchReport,
-    chosen: Sequence[Operator],
+    grid: Sequence[tuple[Operator, dict[str, int]]],
     device: str,
     dtype: torch.dtype,
     rounds: int,
@@ -140,36 +156,48 @@ def _operators(
         f"a copy moves {machine.bandwidth / 1e9:.1f} GB/s, a product computes {machine.rate / 1e9:.0f} Gflop/s; "
         "the roofline counts each input and output once; a backward is counted as two forwards"
     )
-    for operator in chosen:
+    for operator, sizes in grid:
         assert operator.workload is not None
-        for sizes in operator.workload.grid:
-            shown = ", ".join(f"{k} {v:,}" for k, v in sizes.items())
-            step(f"{operator.name}, {shown}")
-            arguments = operator.workload.make(torch.Generator().manual_seed(0), device, dtype, **sizes)
-            ways: dict[str, Callable[..., Any]] = {"fused": operator, "eager": operator.reference}
-            if compiled:
-                mode = "max-autotune-no-cudagraphs" if device == "cuda" else "default"
-                ways["compile"] = torch.compile(operator.reference, mode=mode, dynamic=False)
-            bound = machine.roofline(operator.workload.moved(*arguments), operator.workload.computed(*arguments))
-            for backward in (False, True):
-                calls = {way: call(way_of, arguments, backward) for way, way_of in ways.items()}
-                seconds = timed(calls, rounds, device)
-                key = "_".join([operator.name, *(f"{k}{v}" for k, v in sizes.items())])
-                key += "_step" if backward else "_forward"
-                report.figures[f"ratio_eager_{key}"] = seconds["eager"] / seconds["fused"]
-                if compiled:
-                    report.figures[f"ratio_compile_{key}"] = seconds["compile"] / seconds["fused"]
-                report.figures[f"roofline_{key}"] = bound * (3 if backward else 1) / seconds["fused"]
-                report.row(
-                    operator.name,
-                    shown,
-                    "forward + backward" if backward else "forward",
-                    operator.chosen(*arguments),
-                    seconds["fused"] * 1e3,
-                    report.figures[f"ratio_eager_{key}"],
-                    report.figures[f"ratio_compile_{key}"] if compiled else "",
-                    report.figures[f"roofline_{key}"],
-                )
+        shown = ", ".join(f"{k} {v:,}" for k, v in sizes.items())
+        step(f"{operator.name}, {shown}")
+        arguments = operator.workload.make(torch.Generator().manual_seed(0), device, dtype, **sizes)
+        ways: dict[str, Callable[..., Any]] = {"fused": operator, "eager": operator.reference}
+        if compiled:
+            # Of more than a few sizes in all, torch.compile gives a function up and runs it as it is.
+            torch._dynamo.reset()
+            mode = "max-autotune-no-cudagraphs" if device == "cuda" else "default"
+            ways["compile"] = torch.compile(operator.reference, mode=mode, dynamic=False)
+        bound = machine.roofline(operator.workload.moved(*arguments), operator.workload.computed(*arguments))
+        for backward in (False, True):
+            calls = {way: call(way_of, arguments, backward) for way, way_of in ways.items()}
+            seconds = timed({way: one for way, one in calls.items() if has_room(one)}, rounds, device)
+            key = "_".join([operator.name, *(f"{k}{v}" for k, v in sizes.items())])
+            key += "_step" if backward else "_forward"
+            ratios = {way: seconds[way] / seconds["fused"] for way in ("eager", "compile") if way in seconds}
+            report.figures |= {f"ratio_{way}_{key}": ratio for way, ratio in ratios.items()}
+            report.figures[f"roofline_{key}"] = bound * (3 if backward else 1) / seconds["fused"]
+            report.row(
+                operator.name,
+                shown,
+                "forward + backward" if backward else "forward",
+                operator.chosen(*arguments),
+                seconds["fused"] * 1e3,
+                ratios.get("eager", "no room"),
+                ratios.get("compile", "no room" if compiled else ""),
+                report.figures[f"roofline_{key}"],
+            )
+
+
+def has_room(one: Callable[[], Any]) -> bool:
+    """Whether a call's tensors fit a GPU's memory: a definition may lay out what its operator never does."""
+    import torch
+
+    try:
+        one()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    return True
 
 
 def measured(device: str, dtype: Any) -> Machine:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from kernels import OPERATORS
 from pipelines.benchmarks.kernel_ratios import RATIOS, Setting
-from pipelines.benchmarks.kernels_bench import Machine, overhead
+from pipelines.benchmarks.kernels_bench import Machine, has_room, overhead, sizes_up_to
 from pipelines.cli import build_app
 
 
@@ -14,6 +16,27 @@ def test_the_roofline_is_the_longer_of_the_two_times() -> None:
     machine = Machine(bandwidth=10.0, rate=100.0)
     assert machine.roofline(moved=20, computed=100) == 2.0
     assert machine.roofline(moved=20, computed=900) == 9.0
+
+
+def test_sizes_of_too_many_rows_are_left_out() -> None:
+    for operator in OPERATORS.values():
+        assert operator.workload is not None
+        few = sizes_up_to(operator, 4096)
+        assert few
+        assert all(sizes.get("rows", 0) <= 4096 for sizes in few)
+        assert sizes_up_to(operator, None) == list(operator.workload.grid)
+
+
+def test_a_way_without_room_is_told_from_one_that_fails() -> None:
+    def full() -> None:
+        raise torch.OutOfMemoryError
+
+    def wrong() -> None:
+        raise ValueError("wrong")
+
+    assert has_room(lambda: None) and not has_room(full)
+    with pytest.raises(ValueError, match="wrong"):
+        has_room(wrong)
 
 
 def test_the_overhead_is_a_few_microseconds() -> None:
@@ -48,7 +71,6 @@ def test_ratios_alone(monkeypatch, tmp_path) -> None:
 
 @pytest.mark.parametrize(("bar", "code"), [("overhead_us=1000", 0), ("overhead_us=0", 1)])
 def test_figures_and_bars(monkeypatch, tmp_path, bar: str, code: int) -> None:
-    from kernels import OPERATORS
     from kernels.dispatch import Workload
 
     workload = OPERATORS["gated_cross"].workload
