@@ -68,8 +68,7 @@ def main(
 ) -> None:
     """Time of each operator, forward alone and with its backward, on a grid of sizes; and what models gain by them.
 
-    On a GPU torch.compile tunes (max-autotune). On CPU the largest sizes are left out: plain torch may need more
-    time and memory than there is. --rows changes from where. Name --operators for an answer sooner.
+    On a GPU torch.compile tunes (max-autotune). On CPU sizes of more than 4,096 rows are left out: see --rows.
 
     Example: sluice bench kernels --operators gated_cross --ratios none --at-most overhead_us=10
 
