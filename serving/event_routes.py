@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,12 +15,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
-    ValidationError,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import ErrorDetails, from_json
 
 from ctr_models.errors import ConfigError, nearest
 from pipelines.experiments.experiment import Experiment
@@ -31,7 +29,7 @@ from serving.events import NotStored
 from serving.experiments import Conflict, Pause
 from serving.guardrails import PausedArms
 from serving.router import unit_text
-from serving.schemas import SHOWN, Problem, Problems, Refused
+from serving.schemas import REQUEST_ID, SHOWN, Problem, Problems, Refused, read_object, valid
 from serving.traffic import Traffic, not_stored
 
 Read = Callable[[Request], Awaitable[bytes]]
@@ -52,7 +50,7 @@ def _text(value: Any) -> Any:
     return text
 
 
-Id = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,128}$")]
+Id = Annotated[str, Field(pattern=f"^{REQUEST_ID}$")]
 Key = Annotated[
     str,
     Field(max_length=256),
@@ -101,7 +99,26 @@ class Events(BaseModel):
     """A batch."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    events: list[Event] = Field(min_length=1, max_length=MOST_EVENTS)
+    events: Annotated[list[dict[str, Any]], FailFast()] = Field(min_length=1, max_length=MOST_EVENTS)
+
+    def each(self) -> list[Event]:
+        """Return the events.
+
+        Raises:
+            Refused: 422 with the path of each field that is wrong.
+        """
+        found: list[Event] = []
+        problems: list[Problem] = []
+        for i, one in enumerate(self.events):
+            try:
+                found.append(valid(Event, one))
+            except Refused as error:
+                problems += [p.model_copy(update={"loc": ["events", i, *p.loc]}) for p in error.problems]
+                if len(problems) >= SHOWN:
+                    break
+        if problems:
+            raise Refused(422, problems[:SHOWN])
+        return found
 
 
 class Why(BaseModel):
@@ -163,12 +180,8 @@ def add_routes(app: FastAPI, traffic: Traffic, read: Read, took: Took = lambda _
     )
     async def take_events(request: Request) -> Any:
         """Answers once the events are on disk. An event that is sent again is stored once."""
-        tree = _tree(await read(request))
-        single = "events" not in tree
-        try:
-            events = [Event.model_validate(tree)] if single else Events.model_validate(tree).events
-        except ValidationError as error:
-            raise Refused(422, [_problem(e) for e in error.errors()[:SHOWN]]) from None
+        tree = read_object(await read(request), finite=True)
+        events = valid(Events, tree).each() if "events" in tree else [valid(Event, tree)]
         rows = [one.row() for one in events]
         try:
             await traffic.store.record(rows)
@@ -187,7 +200,7 @@ def add_routes(app: FastAPI, traffic: Traffic, read: Read, took: Took = lambda _
     async def put_experiment(request: Request) -> Any:
         """The body is what an experiment's YAML file says, as JSON. Arms name slots of the server."""
         try:
-            experiment = Experiment.from_tree(_tree(await read(request)))
+            experiment = Experiment.from_tree(read_object(await read(request), finite=True))
             for arm in experiment.arms:
                 if arm.bundle is not None and traffic.slot_of(arm) is None:
                     raise ConfigError(
@@ -250,10 +263,7 @@ def add_routes(app: FastAPI, traffic: Traffic, read: Read, took: Took = lambda _
         )
         async def set_arm(request: Request, name: str, arm: str) -> Any:
             """Every server follows within some seconds."""
-            try:
-                why = Why.model_validate(_tree(await read(request)))
-            except ValidationError as error:
-                raise Refused(422, [_problem(e) for e in error.errors()[:SHOWN]]) from None
+            why = valid(Why, read_object(await read(request), finite=True))
             done = await _told(asyncio.to_thread(act, name, arm, why.reason))
             return {"experiment": name, "arm": arm, "paused": done.paused, "reason": done.reason}
 
@@ -285,22 +295,3 @@ def _away(error: Unavailable) -> Refused:
 
 def _body(schema: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def _tree(body: bytes) -> dict[str, Any]:
-    try:
-        tree = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise Refused.of(422, ("body",), f"not valid JSON: {error}", "json_invalid") from None
-    if not isinstance(tree, dict):
-        raise Refused.of(422, ("body",), f"expected an object, got {json.dumps(tree)[:40]}", "object_type")
-    return tree
-
-
-def _problem(error: ErrorDetails) -> Problem:
-    path, message = list(error["loc"]), error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = f"no such field; {nearest(str(path[-1])[:100], {**Event.model_fields, 'events': None})}"
-    elif error["type"] == "missing":
-        message = "required field is missing"
-    return Problem(loc=path, msg=message, type=error["type"])

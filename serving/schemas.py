@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain, islice
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from ctr_models.errors import RequestError, nearest
@@ -28,7 +29,9 @@ class ScoreRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     user: dict[str, Any] = Field(default_factory=dict, description="Columns of the user, histories included.")
     context: dict[str, Any] = Field(default_factory=dict, description="Columns of the situation.")
-    candidates: list[dict[str, Any]] = Field(min_length=1, description="Columns of each candidate.")
+    candidates: Annotated[list[dict[str, Any]], FailFast()] = Field(
+        min_length=1, description="Columns of each candidate."
+    )
     request_id: str | None = Field(None, pattern=f"^{REQUEST_ID}$", description="Comes back in the answer.")
     model: str | None = Field(None, description="The slot whose model shall answer; the server's first without it.")
 
@@ -144,6 +147,11 @@ class _Batch(msgspec.Struct, forbid_unknown_fields=True):
     requests: list[msgspec.Raw]
 
 
+class _Requests(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    requests: list[Any] = Field(min_length=1)
+
+
 _decode = msgspec.json.Decoder(Question).decode
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -163,12 +171,8 @@ def parse_request(body: bytes, *, max_candidates: int) -> Question:
     try:
         request = _decode(body)
     except _UNREADABLE:
-        request = examine(body)
-    if not request.candidates:
-        examine(body)
-    if len(request.candidates) > max_candidates:
-        raise too_many("candidates", len(request.candidates), max_candidates)
-    return request
+        request = examine(read_object(body))
+    return _within(request, max_candidates)
 
 
 def parse_batch(body: bytes, *, max_requests: int, max_candidates: int, most: int) -> list[Question | Refused]:
@@ -186,19 +190,23 @@ def parse_batch(body: bytes, *, max_requests: int, max_candidates: int, most: in
     Raises:
         Refused: 422, the body as a whole is none that can be read.
     """
+    requests: list[Any]
     try:
         requests = _decode_batch(body).requests
-    except _UNREADABLE:
-        requests = []
+    except _UNREADABLE:  # it tells not of which request
+        requests = valid(_Requests, read_object(body)).requests
     if not requests:
-        _valid(BatchRequest, body)  # says what is wrong
+        valid(_Requests, {"requests": []})
     if len(requests) > max_requests:
         raise too_many("requests", len(requests), max_requests)
     found: list[Question | Refused] = []
     left = most
     for one in requests:
         try:
-            question = parse_request(bytes(one), max_candidates=max_candidates)
+            if isinstance(one, msgspec.Raw):
+                question = parse_request(bytes(one), max_candidates=max_candidates)
+            else:
+                question = _within(examine(one), max_candidates)
         except Refused as error:
             found.append(error)
             continue
@@ -215,30 +223,57 @@ def too_many(what: str, count: int, limit: int) -> Refused:
     return Refused.of(422, (name,), f"{count:,} {what}, at most {limit:,} are allowed", f"too_many_{name}")
 
 
-def examine(body: bytes) -> Question:
-    """Read a request as :func:`parse_request` does, but slowly: able to say what is wrong, field by field."""
-    request = _valid(ScoreRequest, body)
-    problems: list[Problem] = []
-    _check(("user",), request.user, problems)
-    _check(("context",), request.context, problems)
-    for i, candidate in enumerate(request.candidates):
-        _check(("candidates", i), candidate, problems)
-        if len(problems) >= SHOWN:
-            break
+def examine(tree: Any) -> Question:
+    """Check a request as :func:`parse_request` does, but slowly: able to say what is wrong, field by field.
+
+    Args:
+        tree: as JSON says it; NaN and Infinity may stand in it.
+
+    Raises:
+        Refused: 422 with the path of each field that is wrong.
+    """
+    request = valid(ScoreRequest, tree)
+    extreme = chain(
+        _not_finite(("user",), request.user),
+        _not_finite(("context",), request.context),
+        chain.from_iterable(_not_finite(("candidates", i), one) for i, one in enumerate(request.candidates)),
+    )
+    problems = list(islice(extreme, SHOWN))
     if problems:
-        raise Refused(422, problems[:SHOWN])
+        raise Refused(422, problems)
     return Question(**request.model_dump())
 
 
-def _valid(model: type[Model], body: bytes) -> Model:
+def read_object(body: bytes, *, finite: bool = False) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        body: the JSON.
+        finite: refuse NaN and Infinity, which are no JSON, but which many parsers and writers let pass.
+
+    Raises:
+        Refused: 422, it is not readable, or no object.
+    """
     try:
-        tree = from_json(body, allow_inf_nan=True)
+        tree = from_json(body, allow_inf_nan=not finite)
     except ValueError as error:
         raise Refused.of(422, ("body",), f"not valid JSON: {error}", "json_invalid") from None
-    if not isinstance(tree, dict):
-        raise Refused.of(422, ("body",), f"expected an object, got {_kind(tree)}", "object_type")
+    return _object(tree)
+
+
+def valid(model: type[Model], tree: Any) -> Model:
+    """Check an object against a model.
+
+    Of unknown names only the first are looked at: each costs a thousand times what it cost to send.
+
+    Raises:
+        Refused: 422 with the first :data:`SHOWN` problems.
+    """
+    tree = _object(tree)
+    unknown = islice((name for name in tree if name not in model.model_fields), SHOWN)
+    names = chain((name for name in model.model_fields if name in tree), unknown)
     try:
-        return model.model_validate(tree)
+        return model.model_validate({name: tree[name] for name in names})
     except ValidationError as error:
         raise Refused(422, [_problem(e, model) for e in error.errors()[:SHOWN]]) from None
 
@@ -248,7 +283,21 @@ def refused_value(error: RequestError, columns: Collection[str]) -> Refused:
     return Refused.of(422, _path(error.where, columns), _sentence(error.problem, error.remedy), "value_error")
 
 
-def _check(path: Path, values: Mapping[str, Any], problems: list[Problem]) -> None:
+def _within(request: Question, max_candidates: int) -> Question:
+    if not request.candidates:
+        raise Refused.of(422, ("candidates",), "no candidates; at least one is needed", "too_short")
+    if len(request.candidates) > max_candidates:
+        raise too_many("candidates", len(request.candidates), max_candidates)
+    return request
+
+
+def _object(tree: Any) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise Refused.of(422, ("body",), f"expected an object, got {_kind(tree)}", "object_type")
+    return tree
+
+
+def _not_finite(path: Path, values: Mapping[str, Any]) -> Iterator[Problem]:
     """NaN and Infinity are not JSON, but parsers let them in, and to the features NaN means missing."""
     for name, value in values.items():
         many = value if type(value) is list else (value,)
@@ -256,12 +305,12 @@ def _check(path: Path, values: Mapping[str, Any], problems: list[Problem]) -> No
             if type(one) is float and not math.isfinite(one):
                 place = [*path, name, i] if type(value) is list else [*path, name]
                 message = "NaN and Infinity are no values; leave the column out, or give null, when it is missing"
-                problems.append(Problem(loc=place, msg=message, type="finite_number"))
+                yield Problem(loc=place, msg=message, type="finite_number")
 
 
 def _problem(error: ErrorDetails, model: type[BaseModel]) -> Problem:
     path = [one[:LONGEST_NAME] if isinstance(one, str) else one for one in error["loc"]]
-    kind, message = error["type"], error["msg"]
+    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         message = _sentence("no such field", nearest(str(path[-1]), model.model_fields))
     elif kind == "missing":
@@ -270,7 +319,7 @@ def _problem(error: ErrorDetails, model: type[BaseModel]) -> Problem:
         message = f"no {path[-1]}; at least one is needed"
     elif kind in _WANTED:
         message = f"expected {_WANTED[kind]}, got {_kind(error['input'])}"
-    elif kind == "string_pattern_mismatch":
+    elif kind == "string_pattern_mismatch" and REQUEST_ID in error["ctx"]["pattern"]:
         message = "1 to 128 visible ASCII characters are allowed"
     return Problem(loc=path, msg=message, type=kind)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from ctr_models.errors import RequestError
-from serving.schemas import Refused, examine, parse_request, refused_value
+from serving.schemas import Question, Refused, examine, parse_batch, parse_request, read_object, refused_value
 
 COLUMNS = ("user_id", "hour", "item_id", "price", "tags", "a.b")
 
@@ -98,6 +99,38 @@ def test_the_encoders_complaint_becomes_a_path(where: str, path: list[Any]) -> N
     ],
 )
 def test_the_quick_reader_and_the_slow_one_read_the_same(body: bytes) -> None:
-    quick, slow = parse_request(body, max_candidates=3), examine(body)
+    quick, slow = parse_request(body, max_candidates=3), examine(read_object(body))
     assert quick == slow
     assert [type(v) for v in quick.candidates[0].values()] == [type(v) for v in slow.candidates[0].values()]
+
+
+MANY = 100_000
+BOMBS = {
+    "NaN in a candidate": b'{"candidates": [{"a": [' + b"NaN," * MANY + b"1]}]}",
+    "NaN of a user": b'{"candidates": [{}], "user": {"a": [' + b"NaN," * MANY + b"1]}}",
+    "numbers for candidates": b'{"candidates": [' + b"1," * MANY + b"1]}",
+    "unknown names": b'{"candidates": [{}],' + b",".join(b'"%x": 1' % i for i in range(MANY)) + b"}",
+}
+
+
+@pytest.mark.parametrize("body", BOMBS.values(), ids=BOMBS)
+def test_what_is_wrong_a_hundred_thousand_times_costs_no_more_than_to_read_it(body: bytes) -> None:
+    begin = time.process_time()
+    read_object(body)
+    reading = time.process_time() - begin
+    begin = time.process_time()
+    error = refused(body)
+    assert time.process_time() - begin < 0.1 + 20 * reading
+    assert 1 <= len(error.problems) <= 10
+
+
+def test_a_request_of_a_batch_that_holds_nan_is_refused_alone() -> None:
+    body = b'{"requests": [{"candidates": [{"a": NaN}]}, {"candidates": [{"a": 1}]}, 3, {"candidates": [{}, {}]}]}'
+    bad, good, none, large = parse_batch(body, max_requests=4, max_candidates=1, most=9)
+    assert isinstance(bad, Refused)
+    assert bad.problems[0].loc == ["candidates", 0, "a"]
+    assert good == Question([{"a": 1}])
+    assert isinstance(none, Refused)
+    assert none.problems[0].type == "object_type"
+    assert isinstance(large, Refused)
+    assert large.problems[0].type == "too_many_candidates"
