@@ -48,6 +48,8 @@ class RequestError(SluiceError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a remedy that names the nearest known word, or all of them when none is near.
 
+    Of a word only the first 100 characters are compared: some come from strangers, and a long one takes long.
+
     Example:
         >>> nearest("epoch", ["epochs", "seed"])
         "did you mean 'epochs'? known: 'epochs', 'seed'"
@@ -56,7 +58,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if not known:
         return "none is known"
     listed = "known: " + ", ".join(repr(k) for k in known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word[:100], known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}? {listed}" if close else listed
 
 

@@ -166,8 +166,8 @@ def _stream(requests: Sequence[Mapping[str, Any]]) -> bytes:
         columns = [pa.concat_arrays(column.chunks) for column in table.columns]
         rows = pa.StructArray.from_arrays(columns, names=table.column_names)
     offsets = pa.array([0, *accumulate(map(len, frames))], pa.int32())
-    fields = pa.RecordBatch.from_pylist(rest) if any(rest) else pa.record_batch({})
-    given = dict(zip(fields.schema.names, fields.columns, strict=True))
+    names = dict.fromkeys(name for one in rest for name in one)
+    given = {name: pa.array([one.get(name) for one in rest]) for name in names}
     batch = pa.record_batch({**given, "candidates": pa.ListArray.from_arrays(offsets, rows)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:

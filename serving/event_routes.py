@@ -233,7 +233,7 @@ def add_routes(app: FastAPI, traffic: Traffic, read: Read, took: Took = lambda _
             if one["experiment"]["name"] == name:
                 return JSONResponse(one)
         known = [one["experiment"]["name"] for one in traffic.experiments.list()]
-        raise Refused.of(404, ("path", "name"), f"no such experiment; {nearest(name[:100], known)}", "unknown")
+        raise Refused.of(404, ("path", "name"), f"no such experiment; {nearest(name, known)}", "unknown")
 
     @app.get(
         "/v1/experiments/{name}/results",

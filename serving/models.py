@@ -97,9 +97,7 @@ class Models:
         """
         slot = self.default if name is None else self.slots.get(name)
         if slot is None:
-            raise Refused.of(
-                404, ("model",), f"no such model; {nearest((name or '')[:100], self.slots)}", "unknown_model"
-            )
+            raise Refused.of(404, ("model",), f"no such model; {nearest(name or '', self.slots)}", "unknown_model")
         if slot.scorer is None:
             raise Refused.of(
                 503, (), slot.problem or "the model is being loaded", "not_ready", headers={"Retry-After": "1"}

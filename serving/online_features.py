@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ctr_models.errors import ArtifactError, ConfigError
+from pipelines.features.online import CandidateColumns
 from pipelines.features.redis_store import CURRENT, decode, entity_keys, manifest_key, parse_manifest, server_name
 from pipelines.features.snapshot import MANIFEST, Snapshot
 from pipelines.features.spec import FeatureSpec
@@ -155,13 +156,17 @@ def ids_of(
 ) -> tuple[Any, list[Any]]:
     """Return the raw ids in a request, of the user and of each candidate; None where there is none."""
     user_id = context.get(spec.user, user.get(spec.user)) if spec.user is not None else None
-    item = spec.item
-    return _hashable(user_id), [_hashable(c.get(item)) if item is not None else None for c in candidates]
+    item_ids: Sequence[Any] = [None] * len(candidates)
+    if spec.item is not None and isinstance(candidates, CandidateColumns):
+        item_ids = candidates.columns.get(spec.item, item_ids)
+    elif spec.item is not None:
+        item_ids = [c.get(spec.item) for c in candidates]
+    return _id(user_id), [_id(one) for one in item_ids]
 
 
-def _hashable(value: Any) -> Any:
-    """An id, or None for what can't be one; the encoder refuses it, by its path."""
-    return value if isinstance(value, str | int | float) else None
+def _id(value: Any) -> Any:
+    """An id, or None for what is missing, as empty text and NaN are, and for what the encoder will refuse."""
+    return value if isinstance(value, str | int | float) and value != "" and value == value else None
 
 
 class SnapshotFeatures:

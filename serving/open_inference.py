@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 from fastapi import FastAPI, Request, Response
-from pydantic_core import from_json
 
 from ctr_models.errors import SluiceError, nearest
 from pipelines.features.online import CandidateColumns
 from pipelines.features.spec import FeatureSpec
-from serving.batching import Overloaded
-from serving.schemas import REQUEST_ID, ModelCard, Question, Refused
+from serving.schemas import REQUEST_ID, ModelCard, Question, Refused, read_object
 from serving.scorer import Scorer
 from serving.scoring import Scoring
 
@@ -37,15 +35,9 @@ NUMBERS: dict[str, str] = {
     "UINT32": "<u4", "UINT64": "<u8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
 """Data types of fixed size and how numpy reads them; the one other is BYTES."""
+LONGEST = 1000
+"""Characters of a message: what a request brings is repeated in it."""
 _EXTENSIONS = ["binary_tensor_data"]
-
-
-class ProtocolError(Exception):
-    """A request that breaks the protocol or does not fit the model."""
-
-    def __init__(self, message: str, *, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ def decode(body: bytes, header: str | None, columns: Mapping[str, bool], *, max_
         max_rows: most rows allowed.
 
     Raises:
-        ProtocolError: naming the input that is wrong.
+        Refused: 400, naming the input that is wrong; 422, the JSON is none.
 
     Example:
         >>> body = b'{"inputs": [{"name": "price", "shape": [2], "datatype": "FP64", "data": [1.5, 2]}]}'
@@ -83,24 +75,24 @@ def decode(body: bytes, header: str | None, columns: Mapping[str, bool], *, max_
     tree, tail = _split(body, header)
     inputs = tree.get("inputs")
     if not isinstance(inputs, list) or not inputs or not all(isinstance(one, dict) for one in inputs):
-        raise ProtocolError("inputs must be a list of tensors, at least one")
+        raise _broken("inputs must be a list of tensors, at least one")
     found: dict[str, pl.Series] = {}
     for one in inputs:
         name = one.get("name")
         if not isinstance(name, str) or name not in columns:
-            raise ProtocolError(f"no input {name!r}; {nearest(str(name), columns)}")
+            raise _broken(f"no input {name!r}; {nearest(str(name), columns)}")
         if name in found:
-            raise ProtocolError(f"input {name!r} is given twice")
+            raise _broken(f"input {name!r} is given twice")
         flat, shape, tail = _tensor(name, one, tail, many=columns[name], max_rows=max_rows)
         found[name] = _series(name, flat, shape)
     if tail:
-        raise ProtocolError(f"{len(tail)} bytes are left over behind the last binary tensor")
+        raise _broken(f"{len(tail)} bytes are left over behind the last binary tensor")
     sizes = {name: len(series) for name, series in found.items()}
     if len(set(sizes.values())) > 1:
-        raise ProtocolError(f"inputs differ in their number of rows: {sizes}")
+        raise _broken(f"inputs differ in their number of rows: {sizes}")
     given = tree.get("id")
     if given is not None and not isinstance(given, str):
-        raise ProtocolError("id must be text")
+        raise _broken("id must be text")
     return Inference(pl.DataFrame(found), given, _wants_binary(tree))
 
 
@@ -190,7 +182,7 @@ def add_routes(
         read: returns the body of a request within the limits.
         max_rows: most rows a request may ask for.
     """
-    models, batcher = scoring.models, scoring.batcher
+    models = scoring.models
     route = partial(app.api_route, tags=["Open Inference Protocol"], response_class=Response)
     refused: dict[int | str, dict[str, Any]] = {
         400: {"description": "The request breaks the protocol or does not fit the model"}
@@ -200,7 +192,7 @@ def add_routes(
     def found(name: str, version: str | None) -> Scorer:
         scorer = models.slots[name].scorer if name in models.slots else None
         if scorer is None or version not in (None, _version(scorer.card)):
-            raise ProtocolError(f"no model {name!r}" + (f" of version {version!r}" if version else ""), status=404)
+            raise _unknown(name, version)
         return scorer
 
     @route("/v2/health/live", methods=["GET"], summary="The process is alive")
@@ -221,55 +213,40 @@ def add_routes(
         return _told({"name": "sluice", "version": app.version, "extensions": _EXTENSIONS})
 
     async def model_ready(name: str, version: str | None = None) -> Response:
-        try:
-            found(name, version)
-        except ProtocolError as error:
-            return _failed(error)
+        found(name, version)
         return _told({"name": name, "ready": True})
 
     async def model(name: str, version: str | None = None) -> Response:
-        try:
-            return _told(metadata(name, found(name, version)))
-        except ProtocolError as error:
-            return _failed(error)
+        return _told(metadata(name, found(name, version)))
 
-    async def score(
-        name: str, scorer: Scorer, frame: pl.DataFrame, request_id: str
-    ) -> tuple[ModelCard, np.ndarray]:
+    async def score(name: str, scorer: Scorer, frame: pl.DataFrame, request_id: str) -> np.ndarray:
         question = one_user(frame, scorer.bundle.state.spec) if scoring.keeps else None
         if question is None:
             encoded = await asyncio.to_thread(scorer.encode_frame, frame)
-            scores = await batcher.score(scorer, encoded)
-            if not np.isfinite(scores).all():
-                raise ProtocolError("a score is no number: some value is too extreme")
-            return scorer.card, scores
-        answer = await scoring.answer(question, slot=name, request_id=request_id, dealt=False)
-        return answer.model, answer.scores
+            return await scoring.score(name, scorer, encoded)
+        return (await scoring.answer(question, slot=name, request_id=request_id, scorer=scorer)).scores
 
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
+        found(name, version)  # before a body is read that nobody can answer
+        body = await read(request)
+        scorer = found(name, version)
+        spec = scorer.bundle.state.spec
+        columns = {name: False for name in (spec.user, spec.item) if name is not None}
+        columns |= {column: dtype == pl.List for column, dtype in scorer.inputs.items()}
         try:
-            found(name, version)  # before a body is read that nobody can answer
-            body = await read(request)
-            scorer = found(name, version)
-            spec = scorer.bundle.state.spec
-            columns = {name: False for name in (spec.user, spec.item) if name is not None}
-            columns |= {column: dtype == pl.List for column, dtype in scorer.inputs.items()}
             asked = decode(body, request.headers.get(HEADER), columns, max_rows=max_rows)
             request.state.candidates = len(asked.frame)
             if asked.id is not None and re.fullmatch(REQUEST_ID, asked.id):
                 request.state.request_id = asked.id
-            card, scores = await score(name, scorer, asked.frame, request.state.request_id)
+            scores = await score(name, scorer, asked.frame, request.state.request_id)
+        except SluiceError as error:
+            raise _broken(str(error)) from None
         except Refused as error:
-            if error.status == 422:
-                where = ".".join(map(str, error.problems[0].loc))
-                return _failed(ProtocolError(f"{where}: {error}"))
-            raise
-        except Overloaded as error:
-            after = {"Retry-After": str(max(1, math.ceil(error.seconds)))}
-            return _told({"error": "the server is at its capacity"}, 503, after)
-        except (ProtocolError, SluiceError) as error:
-            return _failed(error)
-        answer, headers = encode(scores, name=name, version=_version(card), id=asked.id, binary=asked.binary)
+            if error.status != 422:
+                raise
+            where = ".".join(map(str, error.problems[0].loc))
+            raise _broken(f"{where}: {error}") from None
+        answer, headers = encode(scores, name=name, version=_version(scorer.card), id=asked.id, binary=asked.binary)
         return Response(answer, headers=headers)
 
     for place, path in (("", "/v2/models/{name}"), (" of a version", "/v2/models/{name}/versions/{version}")):
@@ -292,27 +269,27 @@ def _version(card: ModelCard) -> str:
     return card.hash[:12] if card.version is None else str(card.version)
 
 
-def _told(content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(json.dumps(content), status_code=status, headers=headers, media_type="application/json")
+def _told(content: Mapping[str, Any], status: int = 200) -> Response:
+    return Response(json.dumps(content), status_code=status, media_type="application/json")
 
 
-def _failed(error: Exception) -> Response:
-    return _told({"error": str(error)}, getattr(error, "status", 400))
+def _unknown(name: str, version: str | None) -> Refused:
+    of = f" of version {version!r}" if version else ""
+    return Refused.of(404, ("path",), f"no model {name!r}{of}", "unknown_model")
+
+
+def _broken(message: str) -> Refused:
+    """Return the refusal of a request that breaks the protocol or does not fit the model."""
+    return Refused.of(400, ("body",), message if len(message) <= LONGEST else message[:LONGEST] + "...", "protocol")
 
 
 def _split(body: bytes, header: str | None) -> tuple[dict[str, Any], memoryview]:
     size = len(body)
     if header is not None:
         if not header.isascii() or not header.isdigit() or len(header) > 18 or int(header) > len(body):
-            raise ProtocolError(f"{HEADER} is {header[:40]!r}, the body has {len(body)} bytes")
+            raise _broken(f"{HEADER} is {header[:40]!r}, the body has {len(body)} bytes")
         size = int(header)
-    try:
-        tree = from_json(body[:size], allow_inf_nan=True)
-    except ValueError as error:
-        raise ProtocolError(f"not valid JSON: {error}") from None
-    if not isinstance(tree, dict):
-        raise ProtocolError("expected a JSON object")
-    return tree, memoryview(body)[size:]
+    return read_object(body[:size]), memoryview(body)[size:]
 
 
 def _tensor(
@@ -321,22 +298,22 @@ def _tensor(
     """Return the values of a tensor, flat, its shape, and what is left of the binary data."""
     kind, shape = one.get("datatype"), one.get("shape")
     if kind != "BYTES" and kind not in NUMBERS:
-        raise ProtocolError(f"input {name!r}: no datatype {kind!r}; {nearest(str(kind), ['BYTES', *NUMBERS])}")
+        raise _broken(f"input {name!r}: no datatype {kind!r}; {nearest(str(kind), ['BYTES', *NUMBERS])}")
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
-        raise ProtocolError(f"input {name!r}: shape must be a list of sizes, got {shape!r}")
+        raise _broken(f"input {name!r}: shape must be a list of sizes, got {shape!r}")
     if len(shape) == 2 and shape[1] == 1 and not many:
         shape = shape[:1]
     if len(shape) != 1 + many:
         wanted = "[rows, values]" if many else "[rows]"
-        raise ProtocolError(f"input {name!r}: shape must be {wanted}, got {shape}")
+        raise _broken(f"input {name!r}: shape must be {wanted}, got {shape}")
     if not 1 <= shape[0] <= max_rows:
-        raise ProtocolError(f"input {name!r}: {shape[0]:,} rows, 1 to {max_rows:,} are allowed")
+        raise _broken(f"input {name!r}: {shape[0]:,} rows, 1 to {max_rows:,} are allowed")
     count = math.prod(shape)
     parameters = one.get("parameters")
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
     if size is not None:
         if type(size) is not int or not 0 <= size <= len(tail):
-            raise ProtocolError(f"input {name!r}: binary_data_size {size!r}, {len(tail)} bytes are there")
+            raise _broken(f"input {name!r}: binary_data_size {size!r}, {len(tail)} bytes are there")
         return _from_binary(name, kind, tail[:size], count), tuple(shape), tail[size:]
     return _from_json(name, kind, one.get("data"), count), tuple(shape), tail
 
@@ -345,7 +322,7 @@ def _from_binary(name: str, kind: str, raw: memoryview, count: int) -> np.ndarra
     if kind != "BYTES":
         dtype = np.dtype(NUMBERS[kind])
         if len(raw) != count * dtype.itemsize:
-            raise ProtocolError(f"input {name!r}: {len(raw)} bytes, {count * dtype.itemsize} make up its shape")
+            raise _broken(f"input {name!r}: {len(raw)} bytes, {count * dtype.itemsize} make up its shape")
         return np.frombuffer(raw, dtype)
     texts: list[str | None] = []
     at = 0
@@ -357,20 +334,20 @@ def _from_binary(name: str, kind: str, raw: memoryview, count: int) -> np.ndarra
         texts.append(_text(name, bytes(raw[at : at + size])))
         at += size
     if len(texts) != count or at != len(raw):
-        raise ProtocolError(f"input {name!r}: its bytes do not hold {count} texts, each behind its length")
+        raise _broken(f"input {name!r}: its bytes do not hold {count} texts, each behind its length")
     return texts
 
 
 def _from_json(name: str, kind: str, data: Any, count: int) -> np.ndarray | list[str | None]:
     if not isinstance(data, list):
-        raise ProtocolError(f"input {name!r}: data must be a list")
+        raise _broken(f"input {name!r}: data must be a list")
     flat = [v for one in data for v in (one if isinstance(one, list) else (one,))]
     if len(flat) != count:
-        raise ProtocolError(f"input {name!r}: {len(flat)} values, its shape holds {count}")
+        raise _broken(f"input {name!r}: {len(flat)} values, its shape holds {count}")
     wanted = {"BYTES": (str,), "BOOL": (bool,)}.get(kind, (int, float) if kind.startswith("FP") else (int,))
     for value in flat:
         if value is not None and type(value) not in wanted:
-            raise ProtocolError(f"input {name!r}: {value!r} is no {kind}")
+            raise _broken(f"input {name!r}: {value!r} is no {kind}")
     if kind == "BYTES":
         return flat
     if kind.startswith("FP"):
@@ -378,14 +355,14 @@ def _from_json(name: str, kind: str, data: Any, count: int) -> np.ndarray | list
     try:
         return np.array(flat, dtype=NUMBERS[kind])
     except (OverflowError, TypeError, ValueError) as error:
-        raise ProtocolError(f"input {name!r}: {error}") from None
+        raise _broken(f"input {name!r}: {error}") from None
 
 
 def _text(name: str, raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise ProtocolError(f"input {name!r}: a text is not UTF-8") from None
+        raise _broken(f"input {name!r}: a text is not UTF-8") from None
 
 
 def _series(name: str, flat: np.ndarray | Sequence[str | None], shape: tuple[int, ...]) -> pl.Series:
@@ -408,11 +385,11 @@ def _wants_binary(tree: Mapping[str, Any]) -> bool:
     if outputs is None:
         return wanted
     if not isinstance(outputs, list):
-        raise ProtocolError("outputs must be a list")
+        raise _broken("outputs must be a list")
     for one in outputs:
         name = one.get("name") if isinstance(one, dict) else one
         if name != OUTPUT:
-            raise ProtocolError(f"no output {name!r}; the one there is is {OUTPUT!r}")
+            raise _broken(f"no output {name!r}; the one there is is {OUTPUT!r}")
         own = one.get("parameters")
         if isinstance(own, dict) and "binary_data" in own:
             wanted = bool(own["binary_data"])

@@ -83,7 +83,7 @@ class Scoring:
         request_id: str,
         deadline: float = math.inf,
         stages: Stages | None = None,
-        dealt: bool = True,
+        scorer: Scorer | None = None,
     ) -> Answer:
         """Score a request.
 
@@ -93,7 +93,7 @@ class Scoring:
             request_id: under which it is answered.
             deadline: by ``time.perf_counter()``; after it nothing is computed.
             stages: of the request, to which those of the answer are added.
-            dealt: whether experiments may choose the model; if not, the request is in none.
+            scorer: of the slot, that shall answer whatever comes meanwhile; the request is then in no experiment.
 
         Raises:
             Refused: with the status and the problems.
@@ -101,17 +101,52 @@ class Scoring:
         stages, begin = stages or Stages(), time.perf_counter()
         slot = asked.model or slot
         stages.end("decode")
-        found = await self._found(self.models.scorer(slot), asked, stages)
-        decision = self._decision(asked, found, slot) if dealt else Decision(slot)
-        scorer = self.models.scorer(decision.slot)
-        if not _same_ids(scorer, self.models.scorer(slot)):
+        first = scorer or self.models.scorer(slot)
+        found = await self._found(first, asked, stages)
+        decision = self._decision(asked, found, slot) if scorer is None else Decision(slot)
+        scorer = scorer or self.models.scorer(decision.slot)
+        if not _same_ids(scorer, first):
             found = await self._found(scorer, asked, stages)
         try:
             encoded, given, stored = self._encoded(scorer, asked, found)
-            stages.end("encode")
-            scores = await self.batcher.score(scorer, encoded, deadline, stages)
         except RequestError as error:
             raise refused_value(error, scorer.columns) from None
+        stages.end("encode")
+        scores = await self.score(decision.slot, scorer, encoded, deadline, stages)
+        said: dict[str, Any] = {}
+        if self.traffic is not None:
+            if isinstance(given[2], CandidateColumns):
+                given = given[0], given[1], list(given[2])
+            said = await self.traffic.expose(decision, given, scores, scorer, request_id)
+            stages.end("exposure")
+            self.metrics.served(decision.assignments, time.perf_counter() - begin)
+        return Answer(scores, scorer.card, request_id, said, stored)
+
+    async def score(
+        self,
+        slot: str | None,
+        scorer: Scorer,
+        encoded: Encoded,
+        deadline: float = math.inf,
+        stages: Stages | None = None,
+    ) -> np.ndarray:
+        """Score what is encoded, and count it.
+
+        Args:
+            slot: that answers; None: the default.
+            scorer: that encoded it.
+            encoded: N candidates.
+            deadline: as in :meth:`answer`.
+            stages: likewise.
+
+        Returns:
+            (N,) float32.
+
+        Raises:
+            Refused: 503, too much waits already; 504, the deadline passed; 422, a score is no number.
+        """
+        try:
+            scores = await self.batcher.score(scorer, encoded, deadline, stages)
         except Overloaded as error:
             raise overloaded(error.seconds) from None
         except Late:
@@ -120,15 +155,10 @@ class Scoring:
         if not np.isfinite(scores).all():
             raise Refused.of(422, ("body",), "a score is no number: some value is too extreme", "score_not_finite")
         self.metrics.candidates.inc(len(scores))
-        said: dict[str, Any] = {}
-        if self.traffic is not None:
-            if isinstance(given[2], CandidateColumns):
-                given = given[0], given[1], list(given[2])
-            said = await self.traffic.expose(decision, given, scores, scorer, request_id)
-            stages.end("exposure")
-            self.metrics.served(decision.assignments, time.perf_counter() - begin)
-        self.metrics.drift.saw(decision.slot or self.models.default.name, scorer, encoded, scores)
-        return Answer(scores, scorer.card, request_id, said, stored)
+        name = slot or self.models.default.name
+        if self.models.slots[name].scorer is scorer:  # what came before a swap does not count for what came after
+            self.metrics.drift.saw(name, scorer, encoded, scores)
+        return scores
 
     async def answer_all(
         self,

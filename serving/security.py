@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
@@ -36,7 +36,7 @@ OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", 
 """Paths that need no key: a load balancer asks them, and they tell nothing of the data."""
 PAGE = "/ui"
 """The one path that also takes a key as a password, as browsers ask for it. It only tells, and changes nothing."""
-_PREFIXES: tuple[tuple[str, Scope], ...] = (("/v1/score", "score"), ("/v2/", "score"), ("/v1/events", "events"))
+_PREFIXES: tuple[tuple[str, Scope], ...] = (("/v1/score", "score"), ("/v2", "score"), ("/v1/events", "events"))
 _TOKEN = re.compile(r"sluice_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 _NOBODY = "0" * 64
 GUESSES = 20
@@ -53,7 +53,7 @@ class Key(BaseModel):
         scopes: what it may do; ``admin`` may do all.
         rate: requests a second that it may send on average; None: any number.
         burst: requests that it may send at once beyond that rate.
-        expires: from when on it is worth nothing; None: never.
+        expires: from when on it is worth nothing, with its zone; None: never.
         note: for people.
     """
 
@@ -63,7 +63,7 @@ class Key(BaseModel):
     scopes: frozenset[Scope] = Field(min_length=1)
     rate: float | None = Field(None, gt=0)
     burst: int = Field(10, ge=1)
-    expires: datetime | None = None
+    expires: AwareDatetime | None = None
     note: str = ""
 
     def allows(self, scope: Scope) -> bool:

@@ -237,7 +237,7 @@ class _Request:
                     raise RequestError(
                         "no feature has this name",
                         where=f"{path}.{name if len(str(name)) <= 100 else str(name)[:97] + '...'}",
-                        remedy=nearest(str(name)[:100], allowed),
+                        remedy=nearest(str(name), allowed),
                     )
 
     def gives(self, name: str) -> bool:

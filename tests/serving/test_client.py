@@ -53,6 +53,14 @@ def test_candidates_are_enough(server: httpx.Client, candidates: list[dict[str, 
     assert one["scores"].tolist() == pytest.approx(other["scores"])
 
 
+def test_fields_that_only_later_requests_have_are_sent(server: httpx.Client) -> None:
+    requests = [
+        {"candidates": [{"item_id": "item-1"}]},
+        {"candidates": [{"item_id": "item-1"}], "request_id": "mine"},
+    ]
+    assert score(server, requests, arrow=True)[1]["request_id"] == "mine"
+
+
 @pytest.mark.parametrize("arrow", [True, False])
 def test_what_is_wrong_is_told(server: httpx.Client, arrow: bool) -> None:
     (wrong,) = score(server, [{"candidates": [{"prize": 1.0}]}], arrow=arrow)

@@ -18,7 +18,8 @@ from fastapi.testclient import TestClient
 from pipelines.release.bundle import SCORE, Bundle
 from pipelines.release.example import example_bundle
 from serving.app import create_app
-from serving.open_inference import ProtocolError, decode
+from serving.open_inference import decode
+from serving.schemas import Refused
 from serving.server import listen
 from serving.settings import Settings
 
@@ -148,7 +149,7 @@ def test_texts_histories_and_missing_values() -> None:
     ("given", "message"),
     [
         ((b"{", None), "not valid JSON"),
-        ((b"[]", None), "expected a JSON object"),
+        ((b"[]", None), "expected an object, got a list"),
         ((b"{}", "7"), "inference-header-content-length is '7', the body has 2 bytes"),
         ((b"{}", "-1"), "inference-header-content-length"),
         ((b"{}", "²"), "inference-header-content-length"),
@@ -207,8 +208,20 @@ def test_texts_histories_and_missing_values() -> None:
     ],
 )
 def test_what_breaks_the_protocol(given, message) -> None:
-    with pytest.raises(ProtocolError, match=message):
+    with pytest.raises(Refused, match=message):
         decode(*given, COLUMNS, max_rows=9)
+
+
+def test_what_is_repeated_of_a_request_is_not_long() -> None:
+    for wrong in (
+        price(name="p" * 10**6),
+        price(datatype="x" * 10**6),
+        price(shape=[1] * 10**5),
+        price(data=["x" * 10**6] * 2),
+    ):
+        with pytest.raises(Refused) as caught:
+            decode(*asked(wrong), COLUMNS, max_rows=9)
+        assert len(str(caught.value)) < 1100
 
 
 def test_random_bytes_never_break_the_server(bundle) -> None:
@@ -222,16 +235,19 @@ def test_random_bytes_never_break_the_server(bundle) -> None:
         while client.get("/v2/health/ready").status_code != 200:
             assert time.monotonic() < end
             time.sleep(0.02)
-        seen = set()
+        statuses = []
         for _ in range(300):
             broken = bytearray(whole)
             for place in rng.integers(0, len(broken), rng.integers(1, 6)):
                 broken[place] = rng.integers(0, 256)
             headers = {"inference-header-content-length": str(header)}
             answer = client.post("/v2/models/clicks/infer", content=bytes(broken), headers=headers)
-            seen.add(answer.status_code)
+            statuses.append(answer.status_code)
             assert answer.status_code in (200, 400), answer.text
             assert answer.status_code == 200 or answer.json()["error"]
-        assert seen == {200, 400}
+        assert set(statuses) == {200, 400}
+        told = client.get("/metrics").text
+        assert f"sluice_candidates_total {2.0 * statuses.count(200)}\n" in told
+        assert 'sluice_errors_total{reason="protocol"}' in told
         for path in ("/v2/models/clicks/infer", "/v2/models/clicks/versions/1/infer"):
             assert client.post(path, content=b"").status_code in (400, 404)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -178,3 +179,50 @@ def test_who_names_a_model_by_the_protocol_is_in_no_experiment(client: TestClien
     assert client.post("/v1/experiments", json=experiment()).status_code == 201
     assert infer(client, [3], ["item-1"]).json() == before
     assert [row["experiment"] for row in left(tmp_path)] == [None, None]
+
+
+def swapping(client: TestClient, monkeypatch: pytest.MonkeyPatch, scorer: Any) -> list[list[Any]]:
+    """Let slot one get another bundle while the first request is looked up; return the items asked for."""
+    asked: list[list[Any]] = []
+    fetch = Store.fetch
+
+    async def swapped(self: Store, user_id: Any, item_ids: Sequence[Any]) -> Found:
+        client.app.state.models.slots["one"].scorer = scorer  # type: ignore[attr-defined]
+        asked.append(list(item_ids))
+        return await fetch(self, user_id, item_ids)
+
+    monkeypatch.setattr(Store, "fetch", swapped)
+    return asked
+
+
+def test_items_are_looked_up_by_the_ids_of_the_bundle_that_scores(client, monkeypatch) -> None:
+    scorer = copy.copy(client.app.state.models.scorer("one"))
+    scorer.bundle = copy.copy(scorer.bundle)
+    state = copy.copy(scorer.bundle.state)
+    object.__setattr__(state, "spec", state.spec.model_copy(update={"item": None}))
+    object.__setattr__(scorer.bundle, "state", state)
+    asked = swapping(client, monkeypatch, scorer)
+    assert "item-1" not in str(ask(client, 3, "item-1")["features"])
+    assert asked == [["item-1"], [None]]
+
+
+def test_a_version_that_was_asked_for_answers_whatever_is_swapped(client, monkeypatch) -> None:
+    models = client.app.state.models
+    mine, other = models.scorer("one").card.hash[:12], models.scorer("two")
+    before = infer(client, [3], ["item-1"]).json()["outputs"]
+    swapping(client, monkeypatch, other)
+    reply = infer(client, [3], ["item-1"], path=f"/v2/models/one/versions/{mine}").json()
+    assert (reply["model_version"], reply["outputs"]) == (mine, before)
+    assert infer(client, [3], ["item-1"]).json()["outputs"] != before
+
+
+def test_what_was_begun_before_a_swap_does_not_count_for_what_came_after(client, monkeypatch) -> None:
+    models, drift = client.app.state.models, client.app.state.metrics.drift
+    old, new = models.scorer("one"), models.scorer("two")
+    ask(client, 3, "item-1")
+    monkeypatch.setattr(models.slots["one"], "scorer", new)
+    ask(client, 3, "item-1")
+    swapping(client, monkeypatch, new)
+    monkeypatch.setattr(models.slots["one"], "scorer", old)
+    infer(client, [3], ["item-1"])  # ends with the old one
+    assert drift._slots["one"].scorer is new

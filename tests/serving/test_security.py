@@ -25,6 +25,7 @@ ASKED = {
     "/v1/score": "score",
     "/v1/score:batch": "score",
     "/v2/models/x/infer": "score",
+    "/v2": "score",
     "/v1/events": "events",
     "/v1/experiments": "admin",
     "/metrics": "admin",
@@ -48,6 +49,7 @@ def client(file: Path | None) -> TestClient:
         "/v1/experiments",
         "/metrics",
         "/v2/models/x/infer",
+        "/v2",
     )
     metrics = Metrics()
     app = Starlette(routes=[Route(path, say, methods=["GET", "POST"]) for path in paths])
@@ -83,6 +85,14 @@ def test_scopes(file) -> None:
         assert status(server, path) == 401
     assert status(server, "/healthz") == 200
     assert client(None).post("/v1/experiments").status_code == 200
+
+
+def test_a_moment_without_a_zone_is_refused_when_the_file_is_read(file) -> None:
+    _, key = new_key({"score"}, expires=datetime(2099, 1, 1, tzinfo=UTC))
+    KeyFile(keys=(key,)).write(file)
+    file.write_text(file.read_text().replace("2099-01-01T00:00:00Z", "2099-01-01T00:00:00"))
+    with pytest.raises(ConfigError, match="timezone"):
+        KeyFile.read(file)
 
 
 def test_what_is_refused_says_why(file) -> None:
