@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate, chain
 from types import NoneType
 from typing import Any
 
@@ -16,7 +18,7 @@ from ctr_models.batch import EncodedRows, Ragged
 from ctr_models.candidates import Candidates
 from ctr_models.errors import RequestError, nearest
 from ctr_models.schema import Schema
-from pipelines.features.canonical import DTYPES, MAX_TEXT, Type, canonical
+from pipelines.features.canonical import DTYPES, MAX_TEXT, Type, canonical, canonical_series
 from pipelines.features.crosses import Hashed, cross_keys, part_type
 from pipelines.features.encoders import MISSING, UNKNOWN, standardise, user_ids
 from pipelines.features.spec import Column, Standard, Vocabulary
@@ -297,9 +299,10 @@ class _Ids:
 
     def of(self, values: list[Any], form: Callable[[Any, int], Any]) -> np.ndarray:
         """Return the ids of raw values, (N,) int32; ``form(value, place)`` gives the canonical one."""
+        if not values:
+            return np.empty(0, dtype=np.int32)
         if not self.vocabulary:
-            forms = [form(v, i) for i, v in enumerate(values)]
-            return self.indexer(pl.Series(forms, dtype=DTYPES[self.type]))
+            return self.indexer(self._forms(values, form))
         get = self.by_value.get
         # A dictionary holds 1, 1.0 and True for one key, so only values of the very type go straight in.
         if not {self.python, NoneType}.issuperset(map(type, values)):
@@ -308,6 +311,15 @@ class _Ids:
         if None in ids:
             ids = [get(form(values[i], i), UNKNOWN) if id_ is None else id_ for i, id_ in enumerate(ids)]
         return np.array(ids, dtype=np.int32)
+
+    def _forms(self, values: list[Any], form: Callable[[Any, int], Any]) -> pl.Series:
+        """Return the canonical forms of raw values; those of the very type are taken as a whole."""
+        if {self.python, NoneType}.issuperset(map(type, values)):
+            with suppress(OverflowError, TypeError, UnicodeEncodeError):  # the loop below says where
+                series = pl.Series(values, dtype=DTYPES[self.type])
+                if self.type != "text" or (series.str.len_bytes().max() or 0) <= MAX_TEXT:  # type: ignore[operator]
+                    return canonical_series(series, self.type)
+        return pl.Series([form(v, i) for i, v in enumerate(values)], dtype=DTYPES[self.type])
 
 
 @dataclass(frozen=True)
@@ -381,37 +393,40 @@ class _Field:
         return out
 
     def _lists(self, values: list[Any], request: _Request, same: bool) -> Ragged:
+        """Encode lists; one that several candidates in a row share, as those of a user do, once."""
+        if len(values) > 1:
+            objects = np.fromiter(map(id, values), dtype=np.int64, count=len(values))
+            new = np.concatenate(([True], objects[1:] != objects[:-1]))
+            if not new.all():
+                places = np.flatnonzero(new).tolist()
+                distinct = self._distinct([values[i] for i in places], places, request, same)
+                repeated = take(distinct, np.cumsum(new) - 1)
+                assert isinstance(repeated, Ragged)
+                return repeated
+        return self._distinct(values, range(len(values)), request, same)
+
+    def _distinct(self, values: list[Any], places: Sequence[int], request: _Request, same: bool) -> Ragged:
+        """Encode the lists of the candidates ``places``, all elements at once."""
         assert self.ids is not None
-        column, kind = self.column, self.ids.type
-        elements: list[Any] = []
-        offsets = np.zeros(len(values) + 1, dtype=np.int64)
-        # The candidates of one user often share one list.
-        last: Any = None
-        rows: list[int] = []
-        distinct = 0
-        for i, value in enumerate(values):
-            if i and value is last:
-                rows.append(distinct - 1)
-                continue
-            last = value
-            kept = []
-            for element in self._elements(value, request, i, same):
-                if element is None or element == "" or element != element:
-                    continue
-                kept.append(request.canonical(element, kind, self.key, i, same))
-            kept = [k for k in kept if k is not None]
-            kept = kept[-column.max_length :] if column.kind == "sequence" else kept[: column.max_length]
-            elements += kept
-            distinct += 1
-            offsets[distinct] = len(elements)
-            rows.append(distinct - 1)
-        ids = self.ids.of(elements, lambda v, i: v)
-        encoded = Ragged(ids, offsets[: distinct + 1])
-        if distinct == len(values):
-            return encoded
-        repeated = take(encoded, np.array(rows))
-        assert isinstance(repeated, Ragged)
-        return repeated
+        kind, limit = self.ids.type, self.column.max_length
+        lists: list[Sequence[Any]] = values
+        if not all(type(one) is list and len(one) <= MAX_VALUES for one in values):
+            lists = [self._elements(one, request, i, same) for one, i in zip(values, places, strict=True)]
+        elements = list(chain.from_iterable(lists))
+        ends = list(accumulate(map(len, lists)))
+
+        def form(element: Any, i: int) -> Any:
+            return request.canonical(element, kind, self.key, places[bisect_right(ends, i)], same)
+
+        ids = self.ids.of(elements, form)
+        encoded = _only(Ragged(ids, np.array([0, *ends])), ids != MISSING)
+        if max(map(len, lists), default=0) > limit:
+            lengths = np.diff(encoded.offsets)
+            place = np.arange(len(encoded.values)) - np.repeat(encoded.offsets[:-1], lengths)
+            if self.column.kind == "sequence":  # the last ones
+                place = np.repeat(lengths - 1, lengths) - place
+            encoded = _only(encoded, place < limit)
+        return encoded
 
     def _elements(self, value: Any, request: _Request, row: int, same: bool) -> Sequence[Any]:
         if value is None:
@@ -441,3 +456,11 @@ class _Field:
             where=request.path(self.key, row, same),
             remedy="give a list of values, oldest first in a history",
         )
+
+
+def _only(ragged: Ragged, kept: np.ndarray) -> Ragged:
+    """Return some of the ids of every row, those where ``kept`` is true."""
+    if kept.all():
+        return ragged
+    before = np.concatenate(([0], np.cumsum(kept)))
+    return Ragged(ragged.values[kept], before[ragged.offsets])

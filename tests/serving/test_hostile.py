@@ -219,17 +219,17 @@ REQUESTS: list[tuple[str, bytes | list[bytes], int, str]] = [
     ("a batch of 50,000 brackets", http(b'{"requests": [' + b"[" * 50_000, "/v1/score:batch"), 422, "json_invalid"),
     ("a batch that is a request", http(GOOD, "/v1/score:batch"), 422, "missing"),
     # The Open Inference Protocol
-    ("tensors without JSON", http(b"\xff", "/v2/models/bundle/infer"), 400, ""),
+    ("tensors without JSON", http(b"\xff", "/v2/models/bundle/infer"), 400, "protocol"),
     ("a model of another name", tensor("/v2/models/..%2f..%2fetc/infer"), 404, ""),
-    ("a shape of 2^31 rows", tensor(shape=[2**31 - 1]), 400, ""),
-    ("a shape whose product overflows", tensor(shape=[50, 2**31 - 1], name="tags", datatype="BYTES"), 400, ""),
-    ("a negative shape", tensor(shape=[-1]), 400, ""),
-    ("a type that is code", tensor(datatype="object"), 400, ""),
-    ("binary data that is not there", tensor(parameters={"binary_data_size": 10**12}), 400, ""),
-    ("binary data of less than nothing", tensor(parameters={"binary_data_size": -8}, tail=b"x" * 8), 400, ""),
-    ("texts longer than the body", tensor(name="item_id", datatype="BYTES", parameters={"binary_data_size": 8}, tail=b"\xff\xff\xff\x7fabcd"), 400, ""),
-    ("a head longer than the body", tensor(head=10**9), 400, ""),
-    ("a head of 5,000 digits", tensor(head="9" * 5000), 400, ""),
+    ("a shape of 2^31 rows", tensor(shape=[2**31 - 1]), 400, "protocol"),
+    ("a shape whose product overflows", tensor(shape=[50, 2**31 - 1], name="tags", datatype="BYTES"), 400, "protocol"),
+    ("a negative shape", tensor(shape=[-1]), 400, "protocol"),
+    ("a type that is code", tensor(datatype="object"), 400, "protocol"),
+    ("binary data that is not there", tensor(parameters={"binary_data_size": 10**12}), 400, "protocol"),
+    ("binary data of less than nothing", tensor(parameters={"binary_data_size": -8}, tail=b"x" * 8), 400, "protocol"),
+    ("texts longer than the body", tensor(name="item_id", datatype="BYTES", parameters={"binary_data_size": 8}, tail=b"\xff\xff\xff\x7fabcd"), 400, "protocol"),
+    ("a head longer than the body", tensor(head=10**9), 400, "protocol"),
+    ("a head of 5,000 digits", tensor(head="9" * 5000), 400, "protocol"),
 ]  # fmt: skip
 
 

@@ -240,6 +240,35 @@ def test_no_candidates(shop: OnlineEncoder) -> None:
     assert len(shop.candidates({"user": "ann"}, {}, [])) == 0
 
 
+@pytest.mark.parametrize("how", [{"how": "vocabulary", "min_count": 1}, {"how": "hash", "buckets": 40}])
+@pytest.mark.parametrize("kind", ["multi", "sequence"])
+@pytest.mark.parametrize(
+    "elements",
+    [
+        ["a", "b", "c", "new", "é", "", None],
+        [1, 2, 3, 2**60, None, "3", "", 2.0, True],
+        [1.5, -0.0, 0.0, math.nan, None, 7],
+    ],
+)
+def test_lists_are_encoded_as_their_elements_alone(how: dict, kind: str, elements: list[Any]) -> None:
+    spec = FeatureSpec.model_validate({"label": "click", "columns": [
+        {"name": "one", "kind": "categorical", "encode": how},
+        {"name": "many", "kind": kind, "table": "one", "max_length": 3},
+    ]})  # fmt: skip
+    log = pl.LazyFrame({"click": [0, 1], "one": elements[:2], "many": [elements[:3], []]})
+    encoder, rng = OnlineEncoder(FeatureState.fit(spec, log, source="log")), np.random.default_rng(0)
+    common = [elements[i] for i in rng.integers(0, len(elements), 8)]
+    candidates: list[dict[str, Any]] = [{}, {}, {"many": None}, {"many": []}, {"many": tuple(common)}, {}]
+    candidates += [{"many": [elements[i] for i in rng.integers(0, len(elements), n)]} for n in range(7)]
+    found = encoder.encode({"many": common}, {}, candidates).ragged["many"]
+    for i, candidate in enumerate(candidates):
+        given = candidate.get("many", common) or []
+        ids = encoder.encode({}, {}, [{"one": one} for one in given]).single[0]
+        known = ids[ids != 0].tolist()
+        wanted = known[-3:] if kind == "sequence" else known[:3]
+        assert found.values[found.offsets[i] : found.offsets[i + 1]].tolist() == wanted
+
+
 @pytest.mark.parametrize(
     ("user", "context", "candidates", "message"),
     [
@@ -270,6 +299,10 @@ def test_no_candidates(shop: OnlineEncoder) -> None:
         ({"seen": ["x"]}, {}, [{}], "user.seen: expected an integer, found 'x'"),
         ({"seen": [1] * (MAX_VALUES + 1)}, {}, [{}], "user.seen: a list of 100,001 values; at most 100,000"),
         ({}, {}, [{"tags": "a," * 50_000}], "candidates.0.tags: text of 100,000 characters"),
+        ({}, {}, [{"tags": ["x"]}, {"tags": ["y", 1.5]}], "candidates.1.tags: expected text, found 1.5"),
+        ({"seen": [10]}, {}, [{}, {}, {"seen": [10, "x"]}], "candidates.2.seen: expected an integer, found 'x'"),
+        ({"seen": [10, 2**63]}, {}, [{"seen": []}, {}], "user.seen: 9223372036854775808 does not fit 64 bits"),
+        ({}, {}, [{}, {"tags": ["y", "\ud800"]}], "candidates.1.tags: text that is not valid Unicode"),
         ({}, {}, [{"prise": 1}], "candidates.0.prise: no feature has this name. did you mean 'price'?"),
         ({}, {}, [{"click": 1}], "candidates.0.click: no feature has this name"),
     ],
