@@ -77,7 +77,8 @@ def export(
     both before it; in either case if it comes within the window. A partition appears whole, or not at all, and
     takes the place of its earlier version; one that is final is left as it is.
 
-    Columns are those of the requests, as they were scored; the label, 1 if there was a click; ``conversion``,
+    Columns are those of the requests, as they were scored; one that is a list in some of them is a list in all, in
+    which a single value stands alone. Beside them stand the label, 1 if there was a click; ``conversion``,
     ``skip`` and ``value``; the timestamp; and, under names that begin with ``served_``, how it was served.
 
     Args:
@@ -162,7 +163,7 @@ def _credits(connection: sa.Connection, start: int, span: int, told: Day) -> _Cr
     query = sa.select(events).where(events.c.time >= start - SKEW, events.c.time < start + _DAY + span)
     named: dict[str, list[Any]] = defaultdict(list)
     later: dict[tuple[str, str], list[Any]] = defaultdict(list)
-    for event in connection.execute(query):
+    for event in connection.execute(query, execution_options={"yield_per": 1000}):
         if event.request_id is not None:
             named[event.request_id].append(event)
         else:
@@ -176,7 +177,7 @@ def _credits(connection: sa.Connection, start: int, span: int, told: Day) -> _Cr
     query = sa.select(*columns, *([exposures.c.content] if later else [])).where(
         exposures.c.served, _within(start - span - SKEW, stop)
     )
-    for row in connection.execute(query.order_by(exposures.c.time)):
+    for row in connection.execute(query.order_by(exposures.c.time), execution_options={"yield_per": 1000}):
         if row.request_id in named:
             shown[row.request_id].append((row.time, row.exposure_id))
         if row.unit in units:
@@ -233,6 +234,11 @@ def _write(
 
     def flush(rows: list[dict[str, Any]]) -> None:
         # Another chunk may bring wider types: they meet when the chunks are put together.
+        many = {name for row in rows for name, value in row.items() if type(value) is list}
+        for row in rows:
+            for name in many.intersection(row):
+                if row[name] is not None and type(row[name]) is not list:
+                    row[name] = [row[name]]
         path = chunks / f"{len(paths):06}.parquet"
         frame = pl.DataFrame(rows, infer_schema_length=None, strict=False)
         frame.write_parquet(path, compression="lz4")
@@ -253,12 +259,26 @@ def _write(
     if rows:
         flush(rows)
     name = "part-00000.parquet"
-    whole = pl.concat([pl.scan_parquet(path) for path in paths], how="diagonal_relaxed")
+    whole = pl.concat(_listed([pl.scan_parquet(path) for path in paths]), how="diagonal_relaxed")
     whole.with_columns(pl.from_epoch(timestamp, "us")).sink_parquet(folder / name, compression="lz4")
     for path in paths:
         path.unlink()
     chunks.rmdir()
     told.files.append(name)
+
+
+def _listed(parts: list[pl.LazyFrame]) -> list[pl.LazyFrame]:
+    """Make each column a list in all parts that is one in some."""
+    schemas = [part.collect_schema() for part in parts]
+    many = {name for schema in schemas for name, dtype in schema.items() if dtype == pl.List}
+    return [
+        part.with_columns(
+            pl.when(pl.col(name).is_not_null()).then(pl.concat_list(name))
+            for name in sorted(many.intersection(schema.names()))
+            if schema[name] not in (pl.List, pl.Null)
+        )
+        for part, schema in zip(parts, schemas, strict=True)
+    ]
 
 
 def _rows(exposure: Any, credit: _Credits, label: str, timestamp: str) -> Iterator[dict[str, Any]]:

@@ -32,6 +32,7 @@ EXACT = 2**53
 """Integers below this are floats without loss."""
 
 _NUMBERS = {float, int, NoneType}
+_PLAIN = {str, int, float, bool, NoneType}
 _PYTHON: dict[Type, type] = {"integer": int, "float": float, "text": str}
 
 
@@ -100,6 +101,7 @@ class OnlineEncoder:
         given = (spec.user, spec.item, spec.timestamp, *spec.keep)
         labels = spec.labels.values()
         self._allowed = frozenset((*spec.request_columns, *(n for n in given if n and n not in labels)))
+        self._unread = self._allowed.difference(spec.request_columns)
         # Of a client, all requests share the same fields.
         self._parts = lru_cache(maxsize=64)(self._split)
 
@@ -169,6 +171,9 @@ class OnlineEncoder:
 
     def _encoded(self, request: _Request) -> dict[str, tuple[np.ndarray | Ragged, bool]]:
         """Encode each field: a value a candidate, or one that serves all, and True."""
+        for name in self._unread:
+            if request.gives(name):
+                request.check_plain(name)
         columns: dict[str, tuple[np.ndarray | Ragged, bool]] = {}
         for f in self._schema.fields:
             if f.name in self._crosses:
@@ -254,6 +259,19 @@ class _Request:
         if self.columns is not None:
             return self.columns[name], False
         return [c.get(name, common) for c in self.candidates], False
+
+    def check_plain(self, name: str) -> None:
+        """Refuse objects, and lists in lists, where no feature does: they would be kept, and are nothing of a log."""
+        values, same = self.values(name)
+        if _PLAIN.issuperset(map(type, values)):
+            return
+        for i, value in enumerate(values):
+            if isinstance(value, dict) or (isinstance(value, list) and not _PLAIN.issuperset(map(type, value))):
+                raise RequestError(
+                    "no value of a column is an object, or a list of more than values",
+                    where=self.path(name, i, same),
+                    remedy="give a number, text, or a list of these",
+                )
 
     def path(self, name: str, row: int, same: bool) -> str:
         """Return where the value of a row was given."""

@@ -157,6 +157,17 @@ def test_many_exposures_of_changing_columns_are_each_there_once(
     assert frame.schema["age"] == pl.Float64 and frame.schema["tags"] == pl.List(pl.String)
 
 
+@pytest.mark.parametrize("chunk", [1, 100_000])
+def test_a_column_that_is_a_list_in_some_requests_is_one_in_all(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_ROWS", chunk)
+    given: list[Any] = ["a|b", ["x", "y"], None, []]
+    database.insert([shown(f"r{i}", 1 + i, "a", tags=tags) for i, tags in enumerate(given)])
+    export(database, tmp_path, now=LATER)
+    assert read(tmp_path)["tags"].to_list() == [["a|b"], ["x", "y"], None, []]
+
+
 def test_what_is_exported_trains(database: Database, tmp_path: Path) -> None:
     log = example_log(120, seed=3).with_columns(pl.lit("Graz").alias("city"))
     user, item = ("user_id", "city", "clicked"), ("item_id", "price", "tags")

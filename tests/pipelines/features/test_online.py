@@ -149,6 +149,7 @@ def shop() -> OnlineEncoder:
         {
             "label": "click",
             "user": "user",
+            "timestamp": "at",
             "columns": [
                 {"name": "user", "kind": "categorical", "role": "user"},
                 {"name": "ad", "kind": "categorical"},
@@ -161,6 +162,7 @@ def shop() -> OnlineEncoder:
     log = pl.LazyFrame(
         {
             "click": [0, 1, 0],
+            "at": [1, 2, 3],
             "user": ["ann", "bob", "ann"],
             "ad": [10, 20, 20],
             "price": [1.0, 2.0, 3.0],
@@ -303,6 +305,8 @@ def test_lists_are_encoded_as_their_elements_alone(how: dict, kind: str, element
         ({"seen": [10]}, {}, [{}, {}, {"seen": [10, "x"]}], "candidates.2.seen: expected an integer, found 'x'"),
         ({"seen": [10, 2**63]}, {}, [{"seen": []}, {}], "user.seen: 9223372036854775808 does not fit 64 bits"),
         ({}, {}, [{}, {"tags": ["y", "\ud800"]}], "candidates.1.tags: text that is not valid Unicode"),
+        ({}, {}, [{}, {"at": {}}], "candidates.1.at: no value of a column is an object"),
+        ({"at": [[1]]}, {}, [{}], "user.at: no value of a column is an object, or a list of more than values"),
         ({}, {}, [{"prise": 1}], "candidates.0.prise: no feature has this name. did you mean 'price'?"),
         ({}, {}, [{"click": 1}], "candidates.0.click: no feature has this name"),
     ],
