@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -34,6 +35,8 @@ from serving.settings import Settings
 from serving.siblings import Place, Siblings
 from serving.tracing import Tracing
 from serving.traffic import Traffic
+
+log = logging.getLogger("sluice.server")
 
 
 def create_app(
@@ -82,6 +85,9 @@ def create_app(
         loaded = asyncio.Event()
         living = asyncio.create_task(_live(models, features, loaded, on_ready, on_failure))
         following = [asyncio.create_task(one.watch()) for one in (features, traffic, outcomes) if one is not None]
+        tasks = [living, *following]
+        for task in tasks:
+            task.add_done_callback(_ended)
         try:
             if siblings is not None:
                 await loaded.wait()
@@ -90,7 +96,6 @@ def create_app(
         finally:
             if siblings is not None:
                 await siblings.close()
-            tasks = [living, *following]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -153,6 +158,12 @@ def _features(settings: Settings) -> OnlineFeatures | None:
     if settings.features is None:
         return None
     return open_features(settings.features, timeout_seconds=settings.features_timeout_ms / 1000)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    """Tell of a task that should never fail, or what it follows would silently stand still."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the server follows no longer what %s does", task.get_coro().__qualname__, exc_info=error)  # type: ignore[union-attr]
 
 
 async def _live(

@@ -261,7 +261,7 @@ class _Request:
         return [c.get(name, common) for c in self.candidates], False
 
     def check_plain(self, name: str) -> None:
-        """Refuse objects, and lists in lists, where no feature does: they would be kept, and are nothing of a log."""
+        """Refuse objects, and lists in lists, in a column that no feature reads: no log holds them."""
         values, same = self.values(name)
         if _PLAIN.issuperset(map(type, values)):
             return

@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from fastapi.testclient import TestClient
 
 from serving.connections import protocol
 from serving.database import ASSIGNMENTS, EVENTS, Database
@@ -44,6 +45,20 @@ def _listening(app: Any, **limits: Any) -> Iterator[int]:
 def listening() -> Callable[..., AbstractContextManager[int]]:
     """A function that serves an application over real connections."""
     return _listening
+
+
+def _ready(client: TestClient) -> TestClient:
+    end = time.monotonic() + 60
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return client
+
+
+@pytest.fixture(scope="session")
+def ready() -> Callable[[TestClient], TestClient]:
+    """A function that waits until an application can score."""
+    return _ready
 
 
 class Filled:

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return example_bundle(tmp_path_factory.mktemp("made") / "bundle")
 
 
-def ready(client: TestClient) -> TestClient:
-    end = time.monotonic() + 60
-    while client.get("/readyz").status_code != 200:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return client
-
-
 @pytest.fixture(scope="module")
-def client(bundle: Bundle) -> Iterator[TestClient]:
+def client(bundle: Bundle, ready: Callable[[TestClient], TestClient]) -> Iterator[TestClient]:
     settings = Settings(model=str(bundle.directory), max_candidates=50, max_body_bytes=20_000)
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield ready(client)
@@ -128,7 +120,9 @@ def test_an_error_inside_shows_nothing_of_the_inside(client: TestClient, monkeyp
     assert reply.headers["x-request-id"] == "r"
 
 
-def test_a_client_that_goes_away_is_no_error_of_ours(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_goes_away_is_no_error_of_ours(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture, ready: Callable[[TestClient], TestClient]
+) -> None:
     app = create_app(Settings(model=str(bundle.directory)))
 
     async def post_and_leave() -> None:
@@ -153,7 +147,9 @@ def test_a_client_that_goes_away_is_no_error_of_ours(bundle: Bundle, caplog: pyt
     assert not [r for r in caplog.records if r.exc_info]
 
 
-def test_openapi_can_be_had_when_golden_rows_hold_what_is_no_number(tmp_path: Path) -> None:
+def test_openapi_can_be_had_when_golden_rows_hold_what_is_no_number(
+    tmp_path: Path, ready: Callable[[TestClient], TestClient]
+) -> None:
     made = example_bundle(tmp_path / "made")
     log = example_log(16).with_columns(price=pl.lit(float("nan")))
     options = {"state": made.state, "config": made.config, "metrics": made.metrics, "golden": log}
@@ -170,7 +166,7 @@ def test_unknown_routes_and_methods(client: TestClient) -> None:
     assert client.get("/v1/score").status_code == 405
 
 
-def test_metrics_count_what_happened(bundle: Bundle) -> None:
+def test_metrics_count_what_happened(bundle: Bundle, ready: Callable[[TestClient], TestClient]) -> None:
     with TestClient(create_app(Settings(model=str(bundle.directory)))) as client:
         ready(client)
         client.post("/v1/score", json=body(3))
@@ -282,7 +278,9 @@ def held_back() -> tuple[threading.Event, Any]:
     return release, held
 
 
-def test_beyond_capacity_requests_get_503_at_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_capacity_requests_get_503_at_once(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, ready: Callable[[TestClient], TestClient]
+) -> None:
     release, held = held_back()
     settings = Settings(model=str(bundle.directory), queue_rows=4, inline_ms=0)
     with TestClient(create_app(settings)) as client, ThreadPoolExecutor(3) as pool:
@@ -306,7 +304,7 @@ def test_beyond_capacity_requests_get_503_at_once(bundle: Bundle, monkeypatch: p
 
 
 def test_more_requests_than_may_be_in_hand_are_refused_unread(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, ready: Callable[[TestClient], TestClient]
 ) -> None:
     release, held = held_back()
     settings = Settings(model=str(bundle.directory), max_requests=1, inline_ms=0)

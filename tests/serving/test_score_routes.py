@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def started(client: TestClient) -> TestClient:
-    end = time.monotonic() + 60
-    while client.get("/readyz").status_code != 200:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return client
-
-
 @pytest.fixture(scope="module")
-def client(folder: Path) -> Iterator[TestClient]:
+def client(folder: Path, ready: Callable[[TestClient], TestClient]) -> Iterator[TestClient]:
     settings = Settings(
         model=(str(folder / "bundle"),),
         events_url=f"sqlite:///{folder}/events.db",
@@ -46,7 +37,7 @@ def client(folder: Path) -> Iterator[TestClient]:
         max_batch_candidates=100,
     )
     with TestClient(create_app(settings)) as client:
-        yield started(client)
+        yield ready(client)
 
 
 def asked(rows: int, seed: int = 5, **change: Any) -> dict[str, Any]:
@@ -138,12 +129,12 @@ def test_a_late_batch_is_told_so_request_by_request(client: TestClient) -> None:
     assert [r["status"] for r in reply.json()["replies"]] == [504, 504]
 
 
-def test_a_rate_counts_every_request_of_a_batch(folder: Path) -> None:
+def test_a_rate_counts_every_request_of_a_batch(folder: Path, ready: Callable[[TestClient], TestClient]) -> None:
     token, key = new_key({"score"}, rate=0.1, burst=10)
     KeyFile(keys=(key,)).write(folder / "keys.json")
     settings = Settings(model=(str(folder / "bundle"),), keys=folder / "keys.json")
     with TestClient(create_app(settings), headers={"X-API-Key": token}) as client:
-        started(client)
+        ready(client)
         assert client.post(PATH, json={"requests": [asked(1)] * 9}).status_code == 200
         assert client.post("/v1/score", json=asked(1)).status_code == 200
         refused = client.post("/v1/score", json=asked(1))

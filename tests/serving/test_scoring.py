@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def client(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+def client(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ready: Callable[[TestClient], TestClient]
+) -> Iterator[TestClient]:
     monkeypatch.setattr(module, "open_features", lambda *_, **__: Store())
     settings = Settings(
         model=(f"one={folder}/one", f"two={folder}/two"),
@@ -71,11 +72,7 @@ def client(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         events_spool=tmp_path / "spool",
     )
     with TestClient(create_app(settings)) as client:
-        end = time.monotonic() + 60
-        while client.get("/healthz").status_code != 200 or client.get("/v2/health/ready").status_code != 200:
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        yield client
+        yield ready(client)
 
 
 def left(tmp_path: Path) -> list[dict[str, Any]]:
@@ -226,3 +223,18 @@ def test_what_was_begun_before_a_swap_does_not_count_for_what_came_after(client,
     monkeypatch.setattr(models.slots["one"], "scorer", old)
     infer(client, [3], ["item-1"])  # ends with the old one
     assert drift._slots["one"].scorer is new
+
+
+def test_a_watch_that_breaks_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, ready: Any
+) -> None:
+    async def broken(self: Store) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(Store, "watch", broken)
+    monkeypatch.setattr(module, "open_features", lambda *_, **__: Store())
+    with TestClient(create_app(Settings(model=(f"one={folder}/one",), features="here"))) as client:
+        ready(client)
+        assert ask(client, 3, "item-1")["scores"]
+    (told,) = [record for record in caplog.records if record.name == "sluice.server"]
+    assert "broken" in told.message and str(told.exc_info[1]) == "a mistake"

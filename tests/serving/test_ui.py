@@ -10,7 +10,6 @@ import re
 import select
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -179,16 +178,8 @@ def bundles(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     return "main=bundles/main", "next=bundles/next"
 
 
-def ready(client: TestClient) -> TestClient:
-    end = time.monotonic() + 60
-    while client.get("/readyz").status_code != 200:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return client
-
-
 def test_only_an_admin_sees_it_and_a_browser_may_give_the_key_as_a_password(
-    bundles: tuple[str, ...], tmp_path: Path
+    bundles: tuple[str, ...], tmp_path: Path, ready: Callable[[TestClient], TestClient]
 ) -> None:
     (admin, one), (scorer, two) = new_key({"admin"}), new_key({"score"})
     KeyFile(keys=(one, two)).write(tmp_path / "keys.json")
@@ -211,7 +202,10 @@ def test_only_an_admin_sees_it_and_a_browser_may_give_the_key_as_a_password(
 
 
 def test_it_tells_when_the_database_is_away(
-    bundles: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundles: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ready: Callable[[TestClient], TestClient],
 ) -> None:
     settings = Settings(model=bundles[:1], events_url=f"sqlite:///{tmp_path}/e.db", events_spool=tmp_path / "spool")
     with TestClient(app := create_app(settings)) as client:
