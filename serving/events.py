@@ -406,8 +406,8 @@ def items_of(given: tuple[Columns, Columns, Sequence[Columns]], item: str | None
     if item is None:
         return None
     user, context, candidates = given
-    situation = {**user, **context}
-    return [unit_text({**situation, **one}.get(item)) for one in candidates]
+    common = context.get(item, user.get(item))
+    return [unit_text(one.get(item, common)) for one in candidates]
 
 
 def assigned(
