@@ -7,17 +7,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import torch
 import uvicorn
 from fastapi.testclient import TestClient
 
+from ctr_models.model import ModelSpec
+from pipelines.features.state import FeatureState
+from pipelines.release.bundle import Bundle
+from serving import redis_features, snapshot_features
+from serving.app import create_app
 from serving.connections import protocol
 from serving.database import ASSIGNMENTS, EVENTS, Database
+from serving.settings import Settings
+from tests.serving.stored_log import LOG, SPEC, wait
 
 
 @contextmanager
@@ -118,3 +126,47 @@ def filled(events_url: str) -> Iterator[Filled]:
 def fill() -> type[Filled]:
     """Fills a database that a server has."""
     return Filled
+
+
+@pytest.fixture(scope="session")
+def stored_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A model of the log that stores are filled from."""
+    state = FeatureState.fit(SPEC, LOG.lazy(), source="log")
+    torch.manual_seed(1)
+    model = ModelSpec.parse("finalmlp").build(state.schema())
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return Bundle.create(
+        tmp_path_factory.mktemp("made") / "bundle",
+        model=model,
+        state=state,
+        config={"name": "stored"},
+        metrics={"test_auc": 0.5},
+        golden=LOG.head(8).drop("liked", "hours", strict=False),
+        created=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores are looked at often."""
+    for module in (snapshot_features, redis_features):
+        monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+
+
+@pytest.fixture
+def serve(stored_bundle: Bundle, quick: None) -> Iterator[Callable[..., TestClient]]:
+    """A function that serves the model with a store."""
+    clients: list[TestClient] = []
+
+    def start(store: object, **more: Any) -> TestClient:
+        app = create_app(Settings(model=str(stored_bundle.directory), features=str(store), **more))
+        client = TestClient(app, raise_server_exceptions=False)
+        clients.append(client)
+        client.__enter__()
+        wait(lambda: client.get("/readyz").status_code == 200)
+        return client
+
+    yield start
+    for client in clients:
+        client.__exit__(None, None, None)
