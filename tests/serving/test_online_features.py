@@ -198,5 +198,5 @@ def test_what_the_store_lacks_is_told(serve: Any, tmp_path: Path) -> None:
     stored = features.stored.model_copy(update={"item": less})
     write_snapshot(Features(stored, features.users, features.items, None, ""), tmp_path / "online")
     assert serve(tmp_path / "online").get("/readyz").json()["features"]["lacks"] == {
-        "stored_bundle": ["no column 'price' of items"]
+        "bundle": ["no column 'price' of items"]
     }
