@@ -128,6 +128,7 @@ def arm(name: str, **more: Any) -> ArmResult:
     told = {"role": "challenger", "share": 0.5, "paused": None, "paused_at": None, "units": 12, "requests": 20}
     rate = Rate(value=0.1, low=0.05, high=0.15)
     told |= {"shown": 200, "clicks": 20, "conversions": 0, "ctr": rate, "conversion_rate": Rate(value=0.0)}
+    told["off_policy_ctr"] = Rate(value=None)
     return ArmResult(name=name, **{**told, **more})
 
 
