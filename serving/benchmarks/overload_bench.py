@@ -1,7 +1,7 @@
 """A server under more than it can do: what it accepts stays quick, the rest is refused at once, and it recovers.
 
-Server and load generator share the machine, each a process of its own; the server has one worker, and the limits of
-the defaults. One run, one part after the other:
+Server and load generator share the machine, the generator on the last core, the server, of one worker and with the
+limits of the defaults, on the others. One run, one part after the other:
 
 capacity
     a closed loop of 8 and of 64 clients; capacity is the better of the two, and the p99 at capacity is that of the
@@ -84,6 +84,7 @@ def _measure(
 ) -> None:
     import psutil
 
+    from serving.benchmarks.cores import apart
     from serving.benchmarks.open_loop import offer
     from serving.benchmarks.serve_bench import requests
     from serving.client import running_server
@@ -96,19 +97,20 @@ def _measure(
         port = client.base_url.port
         assert port is not None
         server = next(one for one in psutil.Process().children() if str(port) in one.cmdline())
-        best = _capacity(report, port, bodies, part, step)
-        rate = best.requests_per_second
-        phases = [(CALM * rate, part), (times * rate, seconds), (CALM * rate, part)]
         memory: list[tuple[float, int]] = []
-        step("overload")
-        answers = offer(
-            port,
-            PATH,
-            bodies,
-            phases,
-            every=min(0.5, part / 4),
-            watch=lambda at: memory.append((at, server.memory_info().rss)),
-        )
+        with apart(port):
+            best = _capacity(report, port, bodies, part, step)
+            rate = best.requests_per_second
+            phases = [(CALM * rate, part), (times * rate, seconds), (CALM * rate, part)]
+            step("overload")
+            answers = offer(
+                port,
+                PATH,
+                bodies,
+                phases,
+                every=min(0.5, part / 4),
+                watch=lambda at: memory.append((at, server.memory_info().rss)),
+            )
     begin, end = part, part + seconds
     calm, over, after = (
         _part(report, name, answers, at, *phase)

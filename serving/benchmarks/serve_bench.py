@@ -1,12 +1,13 @@
 """What a served bundle does over HTTP: latency and rows a second, against MLflow's server and the bare pass.
 
-Server and load generator share the machine, each a process of its own; the server has one worker. All figures of a
-bundle come from one run, one after the other:
+Server and load generator share the machine, each a process of its own; the server has one worker. How often the
+machine itself stands still is measured too. All figures of a bundle come from one run, one after the other:
 
 served
     ``sluice serve``, without exposures unless told: some seconds for each number of clients and of candidates;
 half
-    at half of the requests a second that it reached with 100 candidates, evenly spaced;
+    at half of the requests a second that it reached with 100 candidates, evenly spaced, with the generator on the
+    last core and the server on the others;
 forward
     the pass that the server runs for 500 candidates of one user, alone on one core, without HTTP, JSON or encoding,
     and the same with layers in eight bits, where the bundle names some;
@@ -76,10 +77,13 @@ def main(
     import torch
     from rich.console import Console
 
+    from serving.benchmarks.cores import pauses
+
     torch.set_num_threads(1)
     columns = ["bundle", "server", "clients", "candidates", "p50 ms", "p95 ms", "p99 ms", "rows/s", "refused"]
     report = BenchReport(f"Serving, {seconds:g} s a cell, {os.cpu_count()} cores", columns)
     many = tuple(clients or CLIENTS)
+    report.figures |= pauses(seconds)
     with tempfile.TemporaryDirectory() as scratch:
         paths = bundle or synthetic(Path(scratch))
         steps = len(paths) * (len(many) * len(CANDIDATES) + 2) + (len(CANDIDATES) + 1 if mlflow else 0)
@@ -94,6 +98,10 @@ def main(
         "rows/s of answers with status 200; one server process with one worker; latencies as a client sees them"
     )
     report.note("every exposure durable before its answer" if events else "no exposures kept, as MLflow keeps none")
+    report.note(
+        "the machine alone stood still {machine_pauses_per_second:.1f} times a second, {machine_paused_share:.2%} "
+        "of the time, {machine_longest_pause_ms:.1f} ms at most".format_map(report.figures)
+    )
     report.note("ratio_forward, ratio_forward_small: best rows/s with 500 candidates over those of the pass alone")
     report.finish(json, at_least, at_most)
 
@@ -146,11 +154,13 @@ class _Bench:
 
     def _half(self, port: int, bodies: list[bytes], rate: float) -> float:
         """Offer requests of 100 candidates at a rate; return the p99 in milliseconds."""
+        from serving.benchmarks.cores import apart
         from serving.benchmarks.open_loop import offer
 
         self.step(f"{self.name}: sluice, 100 candidates, at half")
         warm = self.seconds / 5
-        found = offer(port, "/v1/score", bodies, [(rate, warm), (rate, self.seconds)])
+        with apart(port):
+            found = offer(port, "/v1/score", bodies, [(rate, warm), (rate, self.seconds)])
         found = found.during(warm, warm + self.seconds)
         p50, p95, p99 = (found.milliseconds(200, q) for q in (50, 95, 99))
         rows = 100 * found.count(200) / self.seconds
