@@ -8,8 +8,8 @@ FEW = 8
 """Requests in hand, on average: with fewer it is their senders who set the pace, not the server."""
 WINDOW = 0.25
 """Seconds with something in hand, by which the pace is told."""
-FORGET = 1.25
-"""Growth of the estimate in a window in which nothing could be measured: what was may be no more."""
+UNKNOWN = 64
+"""Requests allowed until something was measured: enough to measure it, and few enough to wait for."""
 
 
 class Pace:
@@ -23,7 +23,8 @@ class Pace:
 
     Attributes:
         in_hand: requests now.
-        allowed: of them; never less than twice ``FEW`` (or ``most``), or nothing could be measured.
+        allowed: of them; never less than twice ``FEW`` (or ``most``), so that a bound that binds can be measured
+            again. One that does not bind needs no measure, and stays: it is wanted when many come at once.
 
     Example:
         >>> pace = Pace(500, 0.1)
@@ -39,8 +40,8 @@ class Pace:
     def __init__(self, most: int, seconds: float = math.inf) -> None:
         self._most, self._seconds = most, seconds
         self._least = min(2 * FEW, most)
-        self._rate = math.inf
-        self.in_hand, self.allowed = 0, float(most)
+        self._rate = math.nan
+        self.in_hand, self.allowed = 0, float(most if math.isinf(seconds) else min(most, UNKNOWN))
         self._at = self._busy = self._held = (
             0.0  # the last change; since the window began: seconds, request seconds
         )
@@ -68,8 +69,6 @@ class Pace:
     def _tell(self) -> None:
         if self._held >= FEW * self._busy:
             rate = self._left / self._busy
-            self._rate = rate if math.isinf(self._rate) else (self._rate + rate) / 2
-        else:
-            self._rate *= FORGET
+            self._rate = rate if math.isnan(self._rate) else (self._rate + rate) / 2
+            self.allowed = min(float(self._most), max(float(self._least), self._rate * self._seconds))
         self._busy, self._held, self._left = 0.0, 0.0, 0
-        self.allowed = min(float(self._most), max(float(self._least), self._rate * self._seconds))

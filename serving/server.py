@@ -27,6 +27,8 @@ from serving.siblings import Place
 from serving.workers import Cards, Workers
 
 log = logging.getLogger("sluice.server")
+ACCEPTED = 32
+"""Connections that may be accepted in a turn of the event loop."""
 
 
 def run(settings: Settings) -> int:
@@ -75,7 +77,8 @@ def serve(
     # What was imported is never garbage: collections leave it out, the one at the end too, which took seconds.
     gc.freeze()
     failures: list[Exception] = []
-    sockets = [listener]
+    # uvloop accepts one connection a turn and listener. Under load a turn is long, and who has just come would wait.
+    sockets = [listener, *(listener.dup() for _ in range(ACCEPTED - 1))]
 
     def ready(models: Models) -> None:
         # Nor are the first models, the application and its routes: what is left takes a millisecond to look at.

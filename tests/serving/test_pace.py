@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.pace import FEW, Pace
+from serving.pace import FEW, UNKNOWN, Pace
 
 
 def run(pace: Pace, rate: float, seconds: float, begin: float, *, clump: int = 1, served: bool = True) -> float:
@@ -25,7 +25,7 @@ def full(pace: Pace, many: int) -> Pace:
 
 def test_it_follows_the_server() -> None:
     pace = full(Pace(500, 0.1), 40)
-    assert pace.allowed == 500  # until something is known
+    assert pace.allowed == UNKNOWN
     end = run(pace, 1000, 0.5, 0.0)
     assert 95 <= pace.allowed <= 105
     end = run(pace, 400, 3.0, end)
@@ -43,17 +43,18 @@ def test_answers_that_come_together_tell_no_other_rate() -> None:
 def test_with_few_in_hand_it_is_not_the_server_that_is_measured() -> None:
     pace = full(Pace(500, 0.1), FEW - 1)
     run(pace, 50, 10.0, 0.0)
-    assert pace.allowed == 500
+    assert pace.allowed == UNKNOWN
+    assert Pace(500).allowed == 500
 
 
-def test_what_was_measured_is_forgotten() -> None:
+def test_what_was_measured_stays_when_few_come() -> None:
     pace = full(Pace(500, 0.1), 40)
     end = run(pace, 200, 3.0, 0.0)
     assert pace.allowed == 20
     for _ in range(39):
         pace.leave(end)
     run(pace, 100, 10.0, end)
-    assert pace.allowed == 500
+    assert pace.allowed == 20  # when all come at once, they meet the same server
 
 
 def test_some_may_always_come_or_nothing_could_be_measured() -> None:
