@@ -77,7 +77,7 @@ def serve(
     # What was imported is never garbage: collections leave it out, the one at the end too, which took seconds.
     gc.freeze()
     failures: list[Exception] = []
-    # uvloop accepts one connection a turn and listener. Under load a turn is long, and who has just come would wait.
+    # uvloop accepts one connection a turn and listener. Under load a turn is long, and newcomers would wait.
     sockets = [listener, *(listener.dup() for _ in range(ACCEPTED - 1))]
 
     def ready(models: Models) -> None:

@@ -53,6 +53,7 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         waits: whether a request is not answered yet.
+        answers: so far.
         closed: whether it can take no more.
     """
 
@@ -60,6 +61,7 @@ class Connection(asyncio.Protocol):
         self._answered = answered
         self._buffer, self._need, self._closes = bytearray(), -1, False
         self.waits = self.closed = False
+        self.answers = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -89,6 +91,7 @@ class Connection(asyncio.Protocol):
             status = int(self._buffer[9:12])
             del self._buffer[: self._need]
             self._need, self.waits = -1, False
+            self.answers += 1
             if self._closes:
                 self.closed = True
                 self._transport.close()

@@ -117,6 +117,7 @@ class _Source:
         self.late: deque[int] = deque()  # due, but no connection is free
         self.open = 0  # connections, those included that are being made
         self.number: dict[Connection, int] = {}  # of the request that each carries
+        self.again: set[int] = set()  # sent a second time
         self.making: set[asyncio.Task[None]] = set()
 
     async def run(self, due: np.ndarray, every: float, watch: Callable[[float], Any]) -> Answers:
@@ -194,7 +195,13 @@ class _Source:
         connection.send(self.requests[number % len(self.requests)])
 
     def _answered(self, connection: Connection, status: int) -> None:
-        self._note(self.number.pop(connection), status)
+        number = self.number.pop(connection)
+        if not status and connection.answers and number not in self.again:
+            # The server ended an idle connection while the request was on its way: clients try such anew, once.
+            self.again.add(number)
+            self.late.appendleft(number)
+        else:
+            self._note(number, status)
         if not connection.closed:
             self._ready(connection)
             return

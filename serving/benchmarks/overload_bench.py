@@ -4,7 +4,7 @@ Server and load generator share the machine, the generator on the last core, the
 limits of the defaults, on the others. One run, one part after the other:
 
 capacity
-    a closed loop of 8 and of 64 clients; capacity is the better of the two, and the p99 at capacity is that with 64:
+    a closed loop of 8 and of 64 clients; capacity is the better of the two, and the p99 at capacity that with 64,
     of a server that is busy all the time and has no more to do than it can;
 calm
     an open loop at a tenth of capacity;

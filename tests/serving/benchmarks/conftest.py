@@ -11,16 +11,21 @@ import pytest
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers after 10 ms, ``no`` by 503; ends the connection once it answered ``bye``, and at ``gone`` at once."""
+    """Answers after 10 ms, ``no`` by 503; ends the connection once it answered ``bye``, and at ``gone`` at once.
+
+    At ``idle`` too, unless it is the connection's first.
+    """
 
     protocol_version = "HTTP/1.1"
+    answered = False
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         time.sleep(0.01)
-        if body == b"gone":
+        if body == b"gone" or (body == b"idle" and self.answered):
             self.close_connection = True
             return
+        self.answered = True
         answer = b"x" * 100_000  # comes in several pieces
         self.send_response(503 if body == b"no" else 200)
         self.send_header("Content-Length", str(len(answer)))

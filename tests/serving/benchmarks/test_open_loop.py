@@ -36,6 +36,11 @@ def test_closed_connections_are_replaced(port: int, connections: int) -> None:
     assert (answers.count(200), answers.count(0), answers.failed) == (20, 10, 10)
 
 
+def test_what_meets_the_end_of_an_idle_connection_is_sent_anew(port: int) -> None:
+    answers = offer(port, "/", [b"yes", b"idle"], [(40, 0.5)], connections=1)
+    assert (answers.count(200), answers.failed) == (20, 0)
+
+
 def test_no_server() -> None:
     answers = offer(free_port(), "/", [b"yes"], [(50, 0.2)])
     assert answers.failed == len(answers) == 10
