@@ -240,6 +240,7 @@ class CTRModel(nn.Module):
                 # A fused ``gated`` never makes the mask; for one pass the plain one, by way of it, takes its place.
                 gate.gated = partial(Gate.gated, gate)  # type: ignore[method-assign]
                 gate.cross = partial(Gate.cross, gate)  # type: ignore[method-assign]
+                gate.cross_network = partial(Gate.cross_network, gate)  # type: ignore[method-assign]
                 for hook in HOOKS:
                     if getattr(type(gate), hook) is not getattr(Gate, hook):
                         setattr(gate, hook, partial(_told, seen, path, gate, getattr(gate, hook)))
@@ -253,7 +254,7 @@ class CTRModel(nn.Module):
             for handle in handles:
                 handle.remove()
             for gate in self.gates():
-                for method in ("gated", "cross", *HOOKS):
+                for method in ("gated", "cross", "cross_network", *HOOKS):
                     gate.__dict__.pop(method, None)
         return seen
 

@@ -9,6 +9,8 @@ from kernels.activated_linear import OPERATOR as _ACTIVATED_LINEAR
 from kernels.activated_linear import activated_linear
 from kernels.bilinear_fusion import OPERATOR as _BILINEAR_FUSION
 from kernels.bilinear_fusion import bilinear_fusion
+from kernels.cross_network import OPERATOR as _CROSS_NETWORK
+from kernels.cross_network import cross_network
 from kernels.expert_mixture import OPERATOR as _EXPERT_MIXTURE
 from kernels.expert_mixture import expert_layer, expert_mixture
 from kernels.feature_gate import OPERATOR as _FEATURE_GATE
@@ -35,6 +37,7 @@ OPERATORS: dict[str, dispatch.Operator] = {
     for one in (
         _ACTIVATED_LINEAR,
         _BILINEAR_FUSION,
+        _CROSS_NETWORK,
         _EXPERT_MIXTURE,
         _FEATURE_GATE,
         _GATED_CROSS,
@@ -52,6 +55,7 @@ __all__ = [
     "ActivatedLayer",
     "activated_linear",
     "bilinear_fusion",
+    "cross_network",
     "expert_layer",
     "expert_mixture",
     "feature_gate",

@@ -1,4 +1,7 @@
-"""The gated cross layer: both its products over one read of the input, and all that follows them."""
+"""The gated cross layer: both its products over one read of the input, and all that follows them.
+
+For large D the products are torch's, and all that follows them is one pass over memory.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,16 @@ from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
 from kernels.product import product, summed_product
+
+WIDE = 512
+"""The largest D of which one kernel computes the products too.
+
+Its tile of 64 by 64 holds two accumulators, reads three tiles a step along c and so makes 85 operations of each
+number that it reads; the library's tile of 128 by 256 makes 171. Taken to be half as fast for that, it loses 4 n D
+operations to the library's rate R, n = B D, and saves 4 n numbers of s bytes at the bandwidth V: both products,
+written and read. The two are equal at D = s R / V, which is 591 in bfloat16 by an H100's data sheet (989 Tflop/s,
+3.35 TB/s). A first guess, not measured on a GPU.
+"""
 
 
 def gated_cross(
@@ -56,7 +69,7 @@ def reference(c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: 
 
 @triton.jit
 def _layer(
-    c0, c, weight, bias, gate, out, crossed_out, mask_out, rows, width: tl.constexpr,
+    c0, c, weight, bias, gate, out, both_out, rows, width: tl.constexpr,
     gated: tl.constexpr, biased: tl.constexpr, product: tl.constexpr,
     block_rows: tl.constexpr, block_width: tl.constexpr, block_inner: tl.constexpr,
 ):  # fmt: skip
@@ -78,70 +91,129 @@ def _layer(
             asked = tl.dot(tile.to(product), g.to(product), asked, input_precision="ieee")
     own = (row[:, None] < rows) & (column[None, :] < width)
     place = row[:, None].to(tl.int64) * width + column[None, :]
-    if biased:
-        crossed += tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
     first = tl.load(c0 + place, mask=own, other=0.0).to(tl.float32)
     before = tl.load(c + place, mask=own, other=0.0).to(tl.float32)
-    tl.store(crossed_out + place, crossed, mask=own)
     if gated:
-        mask = tl.sigmoid(asked)
-        tl.store(mask_out + place, mask, mask=own)
-        crossed *= mask
+        pair = row[:, None].to(tl.int64) * 2 * width + column[None, :]
+        tl.store(both_out + pair, crossed, mask=own)
+        tl.store(both_out + pair + width, asked, mask=own)
+    else:
+        tl.store(both_out + place, crossed, mask=own)
+    if biased:
+        crossed += tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
+    if gated:
+        crossed *= tl.sigmoid(asked)
     tl.store(out + place, first * crossed + before, mask=own)
 
 
 @triton.jit
-def _layer_backward(
-    gradient, c0, crossed, mask, c0_out, both_out, size, width: tl.constexpr,
-    gated: tl.constexpr, block: tl.constexpr,
+def _epilogue(
+    c0, c, both, bias, out, size, width: tl.constexpr, gated: tl.constexpr, biased: tl.constexpr,
+    block: tl.constexpr,
 ):  # fmt: skip
-    """Elementwise: the gradients of c0, of W c + b and of G c, the last two side by side in rows of 2 D."""
+    """Elementwise: the layer's output from both products, which are side by side in rows of 2 D."""
+    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    own = place < size
+    row, column = place // width, place % width
+    first = tl.load(c0 + place, mask=own, other=0.0).to(tl.float32)
+    before = tl.load(c + place, mask=own, other=0.0).to(tl.float32)
+    pair = row * (2 * width if gated else width) + column
+    crossed = tl.load(both + pair, mask=own, other=0.0).to(tl.float32)
+    if biased:
+        crossed += tl.load(bias + column, mask=own, other=0.0).to(tl.float32)
+    if gated:
+        crossed *= tl.sigmoid(tl.load(both + pair + width, mask=own, other=0.0).to(tl.float32))
+    tl.store(out + place, first * crossed + before, mask=own)
+
+
+@triton.jit
+def _epilogue_backward(
+    gradient, c0, both, bias, c0_out, both_out, size, width: tl.constexpr, gated: tl.constexpr,
+    biased: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """Elementwise: the gradients of c0 and of both products, the latter side by side as the products are."""
     place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     own = place < size
     row, column = place // width, place % width
     d = tl.load(gradient + place, mask=own, other=0.0).to(tl.float32)
     first = tl.load(c0 + place, mask=own, other=0.0).to(tl.float32)
-    x = tl.load(crossed + place, mask=own, other=0.0).to(tl.float32)
+    pair = row * (2 * width if gated else width) + column
+    x = tl.load(both + pair, mask=own, other=0.0).to(tl.float32)
+    if biased:
+        x += tl.load(bias + column, mask=own, other=0.0).to(tl.float32)
     if gated:
-        m = tl.load(mask + place, mask=own, other=0.0).to(tl.float32)
+        m = tl.sigmoid(tl.load(both + pair + width, mask=own, other=0.0).to(tl.float32))
         tl.store(c0_out + place, d * x * m, mask=own)
-        tl.store(both_out + row * 2 * width + column, d * first * m, mask=own)
-        tl.store(both_out + row * 2 * width + width + column, d * first * x * m * (1 - m), mask=own)
+        tl.store(both_out + pair, d * first * m, mask=own)
+        tl.store(both_out + pair + width, d * first * x * m * (1 - m), mask=own)
     else:
         tl.store(c0_out + place, d * x, mask=own)
-        tl.store(both_out + place, d * first, mask=own)
+        tl.store(both_out + pair, d * first, mask=own)
 
 
 def _triton_forward(
     c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     c0, c, weight = c0.contiguous(), c.contiguous(), weight.contiguous()
-    rows, width = c.shape
-    out, crossed = torch.empty_like(c), torch.empty_like(c, dtype=torch.float32)
-    mask = torch.empty_like(crossed) if gate is not None else crossed.new_empty(0)
+    (rows, width), products = c.shape, 1 if gate is None else 2
+    out, both = torch.empty_like(c), c.new_empty(rows, products * width, dtype=torch.float32)
     block_rows, block_width, block_inner = 64, 64, 32
     if rows:
         _layer[(triton.cdiv(rows, block_rows), triton.cdiv(width, block_width))](
             c0, c, weight, c if bias is None else bias.contiguous(), c if gate is None else gate.contiguous(),
-            out, crossed, mask, rows, width, gate is not None, bias is not None, product_type(c.dtype),
+            out, both, rows, width, gate is not None, bias is not None, product_type(c.dtype),
             block_rows, block_width, block_inner, num_warps=4, num_stages=3,
         )  # fmt: skip
-    return out, crossed, mask
+    return out, both
 
 
-def _triton_backward(
-    gradient: Tensor, c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None,
-    crossed: Tensor, mask: Tensor,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
-    gradient, c0 = gradient.contiguous(), c0.contiguous()
+def both_products(c: Tensor, weight: Tensor, gate: Tensor | None) -> Tensor:
+    """Return W c and G c side by side, (B, 2 D), by torch's products; without a gate W c alone, (B, D).
+
+    W and G stacked make one product, which reads c once: n numbers less. To stack them, 2 D D numbers are read and
+    written: worth it from B = 4 D on.
+
+    Example:
+        >>> c, one = torch.tensor([[1.0, 2.0]]), torch.eye(2)
+        >>> both_products(c, one, 3 * one)
+        tensor([[1., 2., 3., 6.]])
+    """
+    if gate is None:
+        return product(c, weight)
     rows, width = c.shape
-    of_c0 = torch.empty_like(c0)
-    both = c.new_empty(rows, width * (2 if gate is not None else 1))  # (B, 2 D)
-    if rows:
-        _layer_backward[(triton.cdiv(c.numel(), 1024),)](
-            gradient, c0, crossed, mask, of_c0, both, c.numel(), width, gate is not None, 1024
-        )
-    return _products_backward(gradient, of_c0, both, c, weight, bias, gate)
+    if rows >= 4 * width:
+        return product(c, torch.cat((weight, gate)))
+    both = c.new_empty(rows, 2 * width)
+    torch.mm(c, weight.T, out=both[:, :width])
+    torch.mm(c, gate.T, out=both[:, width:])
+    return both
+
+
+def _epilogue_forward(
+    c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    c0, c = c0.contiguous(), c.contiguous()
+    out, both = torch.empty_like(c), both_products(c, weight, gate)
+    if len(c):
+        _epilogue[(triton.cdiv(c.numel(), 1024),)](
+            c0, c, both, c if bias is None else bias.contiguous(), out, c.numel(), c.shape[1],
+            gate is not None, bias is not None, 1024,
+        )  # fmt: skip
+    return out, both
+
+
+def triton_backward(
+    gradient: Tensor, c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None, both: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of all arguments, from that of the layer's output and from :func:`both_products`."""
+    gradient, c0 = gradient.contiguous(), c0.contiguous()
+    of_c0, of_both = torch.empty_like(c0), c.new_empty(both.shape)
+    if len(c):
+        _epilogue_backward[(triton.cdiv(c.numel(), 1024),)](
+            gradient, c0, both, c0 if bias is None else bias.contiguous(), of_c0, of_both, c.numel(), c.shape[1],
+            gate is not None, bias is not None, 1024,
+        )  # fmt: skip
+    return _products_backward(gradient, of_c0, of_both, c, weight, bias, gate)
 
 
 def _products_backward(
@@ -160,7 +232,7 @@ def _products_backward(
     return of_c0, of_c, of_weight.clone(), of_bias, of_gate.clone()  # an operator may not return two views of one
 
 
-def _cpu_forward(
+def cpu_forward(
     c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     crossed = product(c, weight, bias)
@@ -171,7 +243,7 @@ def _cpu_forward(
     return torch.addcmul(c, c0, out, out=out), crossed, mask
 
 
-def _cpu_backward(
+def cpu_backward(
     gradient: Tensor, c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None,
     crossed: Tensor, mask: Tensor,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
@@ -202,6 +274,10 @@ def _fits(c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tens
 
 
 def _triton_allows(c0: Tensor, c: Tensor, *others: Any) -> bool:
+    return c.shape[-1] <= WIDE and _epilogue_allows(c0, c, *others)
+
+
+def _epilogue_allows(c0: Tensor, c: Tensor, *others: Any) -> bool:
     return c.dtype in (torch.float32, torch.bfloat16, torch.float16) and _fits(c0, c, *others)
 
 
@@ -209,11 +285,18 @@ def _cpu_allows(c0: Tensor, c: Tensor, *others: Any) -> bool:
     return c.dtype in (torch.float32, torch.float64) and _fits(c0, c, *others)
 
 
-def _outputs(
+def _triton_outputs(
     c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    kept = c.new_empty(c.shape, dtype=torch.float32)
-    return c.new_empty(c.shape), kept, torch.empty_like(kept) if gate is not None else kept.new_empty(0)
+) -> tuple[Tensor, Tensor]:
+    out, both = _epilogue_outputs(c0, c, weight, bias, gate)
+    return out, both.float()
+
+
+def _epilogue_outputs(
+    c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    rows, width = c.shape
+    return c.new_empty(rows, width), c.new_empty(rows, width * (1 if gate is None else 2))
 
 
 def _example(
@@ -245,12 +328,17 @@ OPERATOR = Operator(
     reference,
     "Tensor c0, Tensor c, Tensor weight, Tensor? bias, Tensor? gate",
     (
-        Implementation("triton", "cuda", _triton_allows, _triton_forward, _triton_backward, _outputs, returns=3),
-        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward),
+        Implementation(
+            "triton", "cuda", _triton_allows, _triton_forward, triton_backward, _triton_outputs, returns=2
+        ),
+        Implementation(
+            "epilogue", "cuda", _epilogue_allows, _epilogue_forward, triton_backward, _epilogue_outputs, returns=2
+        ),
+        Implementation("cpu", "cpu", _cpu_allows, cpu_forward, cpu_backward),
     ),
     Workload(
         _example,
-        tuple({"rows": rows, "width": width} for rows in (1, 512, 4096, 16384) for width in (160, 624)),
+        tuple({"rows": rows, "width": width} for rows in (1, 512, 4096, 16384) for width in (160, 512, 624)),
         _moved,
         _computed,
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -187,6 +188,19 @@ class Gate(nn.Module):
             layer: W and b.
         """
         return torch.addcmul(c, c0, self.gated(layer(c), c))
+
+    def cross_network(self, c0: Tensor, gates: Collection[Gate], layers: Collection[nn.Linear]) -> Tensor:
+        """Slot ``cross``: return what all layers make of c0, one after the other; a fused kernel may override it.
+
+        Args:
+            c0: input of the network, (B, D).
+            gates: of each layer, this one first, all made by one spec.
+            layers: W and b of each.
+        """
+        c = c0
+        for gate, layer in zip(gates, layers, strict=True):
+            c = gate.cross(c0, c, layer)
+        return c
 
     def attend(self, scores: Tensor, query: Tensor) -> Tensor:
         """Slot ``attention``: return the attention weights, softmax by default.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Collection
+
+from torch import Tensor, nn
 
 from ctr_models.gates.base import SLOTS, Gate, register_gate
+from kernels import cross_network
 
 
 @register_gate("none")
@@ -39,3 +42,8 @@ class NoGate(Gate):
     def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``x`` itself."""
         return x
+
+    def cross_network(self, c0: Tensor, gates: Collection[Gate], layers: Collection[nn.Linear]) -> Tensor:
+        """Return the cross network of DCN-V2."""
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        return cross_network(c0, weights, biases, fused=self.fused)

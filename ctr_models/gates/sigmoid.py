@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
 from ctr_models.gates.base import Gate, GateConfig, GateShape, register_gate
 from ctr_models.layers.mlp import linear
-from kernels import gated_cross
+from kernels import cross_network, gated_cross
 
 
 @register_gate("sigmoid")
@@ -48,3 +50,11 @@ class SigmoidGate(Gate):
         if self.bound != 1.0:
             return super().cross(c0, c, layer)
         return gated_cross(c0, c, layer.weight, layer.bias, self.linear.weight, fused=self.fused)
+
+    def cross_network(self, c0: Tensor, gates: Collection[Gate], layers: Collection[nn.Linear]) -> Tensor:
+        """Return the cross network of GDCN."""
+        if self.bound != 1.0:
+            return super().cross_network(c0, gates, layers)
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        own: list[Tensor] = [gate.linear.weight for gate in gates]  # type: ignore[union-attr, misc]
+        return cross_network(c0, weights, biases, own, fused=self.fused)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from ctr_models.gates.base import Gate
 from ctr_models.gates.clauses import clause, expect, fail, same
 from ctr_models.gates.probe import Case, Sizes, inputs
 from ctr_models.gates.recall import recall_of
@@ -52,6 +54,23 @@ def refuses_other_widths(case: Case) -> None:
     except RuntimeError:
         return
     fail("a context twice as wide as it was built for is accepted")
+
+
+@clause(
+    "cross layers",
+    "let cross and cross_network give what those of Gate make of the mask, or leave them as they are",
+    applies=lambda case: case.slot == "cross" and case.context,
+)
+def crosses_by_its_mask(case: Case) -> None:
+    """A cross layer, and two of them at once, are what the masks make of them."""
+    sizes = Sizes(width=6, context=6)  # the layer's own input is the context
+    gates = [case.gate(sizes, seed=seed, stirred=True).eval() for seed in (0, 1)]
+    torch.manual_seed(2)
+    layers, c0 = [nn.Linear(sizes.width, sizes.width) for _ in gates], torch.randn(sizes.rows, sizes.width)
+    first = Gate.cross(gates[0], c0, c0, layers[0])
+    same(gates[0].cross(c0, c0, layers[0]), first, "cross is not c0 * gated(W c + b) + c", rtol=1e-4)
+    found, second = gates[0].cross_network(c0, gates, layers), Gate.cross(gates[1], c0, first, layers[1])
+    same(found, second, "cross_network is not one layer after the other", rtol=1e-4)
 
 
 @clause(

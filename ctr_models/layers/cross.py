@@ -19,7 +19,7 @@ class CrossNetwork(nn.Module):
 
     Args:
         width: D.
-        layers: L.
+        layers: L, 1 or more.
         gate: the gate of every layer.
 
     Example:
@@ -53,10 +53,8 @@ class CrossNetwork(nn.Module):
 
     def forward(self, c0: Rows) -> Tensor:
         """Map (B, D) to (B, D)."""
-        c = c0 = joined(c0)
-        for depth in range(len(self.gates)):
-            c = self.layer(depth, c0, c)
-        return c
+        first: Gate = self.gates[0]  # type: ignore[assignment]
+        return first.cross_network(joined(c0), self.gates, self.linears)  # type: ignore[arg-type]
 
     def masks(self, c0: Tensor) -> list[Tensor]:
         """Return the mask of each layer, (B, D). Layer l, from 0, decides over the crosses of order l + 2."""
@@ -102,3 +100,10 @@ class VectorCrossNetwork(CrossNetwork):
         """Return the output of one layer, (B, D)."""
         gate: Gate = self.gates[depth]  # type: ignore[assignment]
         return torch.addcmul(c, c0, gate.gated(self.crossed(depth, c), c)) + self.biases[depth]
+
+    def forward(self, c0: Rows) -> Tensor:
+        """Map (B, D) to (B, D)."""
+        c = c0 = joined(c0)
+        for depth in range(len(self.gates)):
+            c = self.layer(depth, c0, c)
+        return c

@@ -111,6 +111,18 @@ def test_telemetry_tells_of_every_gate_and_leaves_the_model_as_it_was() -> None:
     assert all("gated" not in vars(gate) and not gate._forward_hooks for gate in model.gates())
 
 
+@pytest.mark.parametrize("start", ["paper", "identity"])
+def test_telemetry_tells_of_the_gate_of_every_cross_layer(start: str) -> None:
+    gate = {"name": "sigmoid", "start": start}
+    model = create_model("gdcn", SCHEMA, cross_layers=2, gates={"cross": gate}).eval()
+    batch = example_batch(SCHEMA, rows=6)
+    told = model.telemetry(batch)
+    masks = model.cross.masks(model.inputs(batch)[0])
+    means = [told[f"cross.gates.{depth}"]["mean"] for depth in range(2)]
+    assert means == pytest.approx([float(mask.detach().mean()) for mask in masks])
+    assert all(not {"cross", "cross_network"} & set(vars(gate)) for gate in model.gates())
+
+
 def test_telemetry_tells_of_what_gates_do_beside_their_mask() -> None:
     even = create_model("autoint", SCHEMA, gates={"attention": {"name": "clipped_softmax", "alpha": 10.0}})
     told = even.telemetry(example_batch(SCHEMA, rows=6))

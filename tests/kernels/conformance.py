@@ -19,6 +19,7 @@ EXPERTS = {"rows": 3, "experts": 2, "inner": 4, "outer": 3}
 SIZES: dict[str, list[dict[str, int]]] = {
     "activated_linear": [{"rows": 3, "size": 4, "outputs": 2}],
     "bilinear_fusion": [{"rows": 3, "heads": 2, "d1": 4, "d2": 6}],
+    "cross_network": [{"rows": 3, "width": 4, "layers": 2}],
     "expert_mixture": [
         {**EXPERTS, "mixed": 1},
         {**EXPERTS, "mixed": 1, "shared": 1, "top": 1},

@@ -22,10 +22,14 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from kernels import OPERATORS
+from kernels.cross_network import NARROW
 from tests.kernels.conformance import SIZES, variants
 
-DIN = {"rows": 40, "size": 80, "outputs": 40}
-"""Of DIN's second layer, whose tiles are larger than those of small examples."""
+LARGE = [
+    ("activated_linear", torch.float32, {"rows": 40, "size": 80, "outputs": 40}),
+    *(("cross_network", dtype, {"rows": 64, "width": width, "layers": 3}) for dtype, width in NARROW.items()),
+]
+"""Whose tiles are larger than those of small examples: DIN's second layer, and the widest rows held whole."""
 
 
 class _H100:
@@ -56,12 +60,12 @@ def main() -> None:
 
     JITFunction.__getitem__ = launcher
     calls = [(name, torch.bfloat16, sizes) for name in OPERATORS for sizes in SIZES[name]]
-    for name, dtype, sizes in [*calls, ("activated_linear", torch.float32, DIN)]:
+    for name, dtype, sizes in [*calls, *LARGE]:
         operator = OPERATORS[name]
-        one = next(one for one in operator.implementations if one.name == "triton")
-        for arguments in variants(operator, dtype, sizes):
-            result, *kept = one.forward(*arguments)
-            one.backward(torch.ones_like(result), *arguments, *kept)
+        for one in operator.implementations:
+            for arguments in variants(operator, dtype, sizes) if one.outputs else ():
+                result, *kept = one.forward(*arguments)
+                one.backward(torch.ones_like(result), *arguments, *kept)
     json.dump(found, sys.stdout)
 
 

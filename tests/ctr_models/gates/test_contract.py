@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctr_models.gates import Gate, GateConfig, GateShape, SelectionGate, register_gate
+from ctr_models.gates import Gate, GateConfig, GateShape, NoGate, SelectionGate, register_gate
 from ctr_models.gates.base import present_softmax
 from ctr_models.gates.context import ContextConfig
 from ctr_models.gates.contract import CHECKS, Result, run
@@ -151,6 +151,19 @@ def test_a_fused_product_that_is_another() -> None:
             return x * torch.sigmoid(self.v)
 
     assert "gated(x) is not x times the mask" in broken(Mine)["shape"]
+
+
+def test_a_fused_cross_network_that_is_another() -> None:
+    class Mine(NoGate):
+        slots = frozenset({"cross"})
+
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return torch.sigmoid(x)
+
+        def gated(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return x * self(x, context)
+
+    assert "cross_network is not one layer after the other" in broken(Mine)["cross layers"]
 
 
 def test_an_identity_that_is_none_or_cannot_learn() -> None:
