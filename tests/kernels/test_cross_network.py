@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from kernels import cross_network
@@ -43,6 +43,7 @@ def test_without_gates_it_is_that_of_dcnv2() -> None:
     ("name", "dtype"), [("triton", torch.float32), ("triton", torch.bfloat16), ("cpu", torch.float32)]
 )
 @given(**SHAPES)
+@example(rows=4097, width=3, layers=2, gated=True, biased=True)
 @settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 def test_every_implementation(name, dtype, rows, width, layers, gated, biased) -> None:
     if dtype == torch.bfloat16:  # the interpreter cuts off what it stores: sums of a column or two show it

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from kernels import gated_cross
@@ -35,12 +35,21 @@ def test_without_a_gate_it_is_the_cross_layer_of_dcnv2() -> None:
     ],
 )
 @given(**SHAPES)
+@example(rows=4097, width=3, gated=True, biased=True)
 @settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 def test_every_implementation(name, dtype, rows, width, gated, biased) -> None:
     if dtype == torch.bfloat16:  # the interpreter cuts off what it stores: sums of a column or two show it
         width += 2
     c0, c, weight, bias, gate = examples(OPERATOR, dtype, rows=rows, width=width)
     one = next(one for one in OPERATOR.implementations if one.name == name)
+    conforms(OPERATOR, one, (c0, c, weight, bias if biased else None, gate if gated else None))
+
+
+@given(**{**SHAPES, "rows": st.integers(0, 4097)})
+@settings(max_examples=4, phases=[Phase.explicit, Phase.generate])
+def test_many_rows_on_cpu(rows, width, gated, biased) -> None:
+    c0, c, weight, bias, gate = examples(OPERATOR, torch.float32, rows=rows, width=width)
+    one = next(one for one in OPERATOR.implementations if one.name == "cpu")
     conforms(OPERATOR, one, (c0, c, weight, bias if biased else None, gate if gated else None))
 
 

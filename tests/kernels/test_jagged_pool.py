@@ -40,6 +40,12 @@ def test_every_implementation(name, dtype, lengths, width, softmax, prior) -> No
     conforms(OPERATOR, one, arguments(dtype, lengths, width, softmax, prior))
 
 
+@pytest.mark.parametrize("softmax", [False, True])
+def test_a_batch_of_4097_histories_on_cpu(softmax) -> None:
+    one = next(one for one in OPERATOR.implementations if one.name == "cpu")
+    conforms(OPERATOR, one, arguments(torch.float32, [n % 6 for n in range(4097)], 7, softmax, True))
+
+
 @pytest.mark.parametrize("one", OPERATOR.implementations, ids=lambda one: one.name)
 def test_large_scores(one) -> None:
     values, scores, offsets, _, _ = arguments(torch.float32, [3, 0, 40], 4, True, False)

@@ -66,6 +66,12 @@ def test_all_or_nothing_is_forgotten(one, speed) -> None:
     conforms(OPERATOR, one, arguments(torch.float32, [17, 0, 3], 5, 4, speed=speed))
 
 
+@pytest.mark.parametrize("name", ["triton", "cpu"])
+def test_a_history_of_2000(name) -> None:
+    one = next(one for one in OPERATOR.implementations if one.name == name)
+    conforms(OPERATOR, one, arguments(torch.float32, [1, 2000, 0], 3, 5))
+
+
 def test_a_batch_of_4097_histories_on_cpu() -> None:
     one = next(one for one in OPERATOR.implementations if one.name == "cpu")
     conforms(OPERATOR, one, arguments(torch.float32, [n % 6 for n in range(4097)], 4, 3))

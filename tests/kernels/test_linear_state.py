@@ -46,6 +46,17 @@ def test_every_implementation(name, dtype, lengths, keys, width, begun) -> None:
     conforms(OPERATOR, one, arguments(dtype, lengths, keys, width, begun=begun)[1:])
 
 
+@pytest.mark.parametrize("name", ["triton", "cpu"])
+def test_a_history_of_2000(name) -> None:
+    one = next(one for one in OPERATOR.implementations if one.name == name)
+    conforms(OPERATOR, one, arguments(torch.float32, [1, 2000, 0], 3, 5)[1:])
+
+
+def test_a_batch_of_4097_histories_on_cpu() -> None:
+    one = next(one for one in OPERATOR.implementations if one.name == "cpu")
+    conforms(OPERATOR, one, arguments(torch.float32, [n % 6 for n in range(4097)], 4, 3)[1:])
+
+
 @pytest.mark.parametrize("one", OPERATOR.implementations, ids=lambda one: one.name)
 @pytest.mark.parametrize("speed", [0, 0.01, 1e5])
 def test_long_histories_and_all_or_nothing_forgotten(one, speed) -> None:
