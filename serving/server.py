@@ -78,6 +78,7 @@ def serve(
     gc.freeze()
     failures: list[Exception] = []
     # uvloop accepts one connection a turn and listener. Under load a turn is long, and newcomers would wait.
+    listener.setblocking(False)  # copies take that over, and set it for all processes that share the socket
     sockets = [listener, *(listener.dup() for _ in range(ACCEPTED - 1))]
 
     def ready(models: Models) -> None:
