@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -25,7 +24,8 @@ from serving.app import create_app
 from serving.connections import protocol
 from serving.database import ASSIGNMENTS, EVENTS, Database
 from serving.settings import Settings
-from tests.serving.stored_log import LOG, SPEC, wait
+from tests.serving.stored_log import LOG, SPEC
+from tests.serving.waiting import until
 
 
 @contextmanager
@@ -38,11 +38,8 @@ def _listening(app: Any, **limits: Any) -> Iterator[int]:
     thread.start()
     port = listener.getsockname()[1]
     try:
-        end = time.monotonic() + 60
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            while not server.started or client.get("/readyz").status_code != 200:
-                assert time.monotonic() < end
-                time.sleep(0.02)
+            until(lambda: server.started and client.get("/readyz").status_code == 200)
         yield port
     finally:
         server.should_exit = True
@@ -56,10 +53,7 @@ def listening() -> Callable[..., AbstractContextManager[int]]:
 
 
 def _ready(client: TestClient) -> TestClient:
-    end = time.monotonic() + 60
-    while client.get("/readyz").status_code != 200:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: client.get("/readyz").status_code == 200)
     return client
 
 
@@ -163,9 +157,7 @@ def serve(stored_bundle: Bundle, quick: None) -> Iterator[Callable[..., TestClie
         app = create_app(Settings(model=str(stored_bundle.directory), features=str(store), **more))
         client = TestClient(app, raise_server_exceptions=False)
         clients.append(client)
-        client.__enter__()
-        wait(lambda: client.get("/readyz").status_code == 200)
-        return client
+        return _ready(client.__enter__())
 
     yield start
     for client in clients:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +103,6 @@ async def opened(store: OnlineFeatures) -> OnlineFeatures:
     await store.refresh()
     assert "problem" not in store.status()
     return store
-
-
-def wait(until: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not until():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 ASKED = {"user": {"user": "u1"}, "context": {"hour": 9}, "candidates": [{"ad": 10}, {"ad": 77}, {"ad": 12}]}

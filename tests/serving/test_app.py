@@ -22,6 +22,7 @@ from pipelines.release.example import example_bundle, example_log
 from serving.app import create_app
 from serving.scorer import Scorer
 from serving.settings import Settings
+from tests.serving.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +218,7 @@ def test_not_ready_until_the_bundle_is_verified(bundle: Bundle, tmp_path: Path) 
     app = create_app(Settings(model=str(folder)), on_failure=failures.append)
     with TestClient(app) as client:
         assert client.get("/healthz").json() == {"status": "alive"}
-        end = time.monotonic() + 60
-        while not failures and time.monotonic() < end:
-            time.sleep(0.02)
+        until(lambda: failures)
         reply = client.get("/readyz")
         assert reply.status_code == 503
         assert "weights.safetensors: SHA-256 expected" in reply.json()["reason"]
@@ -237,9 +236,7 @@ def test_an_unexpected_failure_to_load_is_not_told_outside(bundle: Bundle, monke
     monkeypatch.setattr(Bundle, "load", fail)
     failures: list[Exception] = []
     with TestClient(create_app(Settings(model=str(bundle.directory)), on_failure=failures.append)) as client:
-        end = time.monotonic() + 60
-        while not failures and time.monotonic() < end:
-            time.sleep(0.02)
+        until(lambda: failures)
         assert "secret" not in client.get("/readyz").text
 
 

@@ -12,6 +12,7 @@ from pipelines.release.example import example_bundle
 from serving.app import create_app
 from serving.scorer import Scorer
 from serving.settings import Settings
+from tests.serving.waiting import until
 
 BODY = {"candidates": [{"item_id": "item-1"}]}
 
@@ -70,8 +71,7 @@ def test_a_request_that_fails_is_in_hand_no_more(settings: Settings, monkeypatch
 
     app = create_app(settings)
     with TestClient(app, raise_server_exceptions=False) as client:
-        while client.get("/readyz").status_code != 200:
-            pass
+        until(lambda: client.get("/readyz").status_code == 200)
         monkeypatch.setattr(Scorer, "run", fail)
         assert client.post("/v1/score", json=BODY).status_code == 500
         assert app.state.drain.in_hand == 0

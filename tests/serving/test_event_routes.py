@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from serving.app import create_app
 from serving.database import Unavailable
 from serving.settings import Settings
 from serving.spool import SpoolFull
+from tests.serving.waiting import until
 
 BODY: dict[str, Any] = {
     "user": {"user_id": 3, "city": "Graz"},
@@ -26,13 +26,6 @@ BODY: dict[str, Any] = {
     "candidates": example_log(5, seed=5).select("item_id", "price", "tags").to_dicts(),
 }
 CLICK = {"event_id": "e-1", "type": "click", "request_id": "r-1", "candidate": 2}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

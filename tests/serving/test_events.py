@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from serving.events import EventStore, NotStored, assigned, exposure
 from serving.export import export
 from serving.router import Assignment
 from serving.schemas import ModelCard
+from tests.serving.waiting import until
 
 CARD = ModelCard(name="clicks", version=3, hash="ab", gates={"cross": "cd"})
 
@@ -68,13 +69,6 @@ def store(path: Path) -> Iterator[EventStore]:
 def stored(path: Path) -> list[str]:
     with sqlite3.connect(path) as connection:
         return [name for (name,) in connection.execute("SELECT event_id FROM sluice_events ORDER BY rowid")]
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 class Lock:

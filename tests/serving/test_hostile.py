@@ -20,6 +20,7 @@ from pipelines.release.example import example_bundle
 from serving.app import create_app
 from serving.security import KeyFile, new_key
 from serving.settings import Settings
+from tests.serving.waiting import until
 
 TOKEN, KEY = new_key({"score", "admin"})
 LIMITED, EVENTS_ONLY = new_key({"events"})
@@ -357,9 +358,7 @@ def test_connections_beyond_the_limit_are_closed_at_once(listening, port: int, t
             assert beyond.recv(1) == b""
         for connection in (*kept, beyond):
             connection.close()
-        end = time.monotonic() + 10
-        while send(other, http(GOOD))[0] != 200:
-            assert time.monotonic() < end
+        until(lambda: send(other, http(GOOD))[0] == 200, seconds=10)
 
 
 def test_memory_is_bounded(port: int) -> None:

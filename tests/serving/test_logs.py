@@ -16,6 +16,7 @@ from serving.app import create_app
 from serving.scorer import Scorer
 from serving.security import new_key
 from serving.settings import Settings
+from tests.serving.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +87,7 @@ def test_one_line_a_request_with_nothing_of_its_content(
     body = {"user": {"user_id": 424242, "city": "Atlantis"}, "candidates": [{"item_id": "hush"}]}
     secret = {"Authorization": "Bearer very-secret"}
     with TestClient(create_app(Settings(model=(str(bundle),))), raise_server_exceptions=False) as client:
-        while client.get("/readyz").status_code != 200:
-            pass
+        until(lambda: client.get("/readyz").status_code == 200)
         capsys.readouterr()
         client.post("/v1/score?model=bundle", json={**body, "request_id": "r-1"}, headers=secret)
         client.post("/v1/score", json={**body, "candidates": []}, headers={"X-Request-Id": "r-2"})
@@ -119,8 +119,7 @@ def test_a_share_of_requests_gets_a_line_and_every_failure(
     chosen = [f"r-{i}" for i in range(100) if logs.Sampler(0.2).takes(f"r-{i}")]
     assert 8 < len(chosen) < 35
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        while client.get("/readyz").status_code != 200:
-            pass
+        until(lambda: client.get("/readyz").status_code == 200)
         for i in range(100):
             client.get("/healthz", headers={"X-Request-Id": f"r-{i}"})
 

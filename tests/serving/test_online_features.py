@@ -36,8 +36,8 @@ from tests.serving.stored_log import (
     materialized,
     opened,
     row,
-    wait,
 )
+from tests.serving.waiting import until
 
 
 def as_rows(rows: EncodedRows) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ def test_ids_are_enough(serve: Any, stored_bundle: Bundle, tmp_path: Path) -> No
 
 def test_without_a_store_answers_are_as_before(stored_bundle: Bundle) -> None:
     with TestClient(create_app(Settings(model=str(stored_bundle.directory)))) as client:
-        wait(lambda: client.get("/readyz").status_code == 200)
+        until(lambda: client.get("/readyz").status_code == 200)
         assert set(ask(client)) == {"scores", "model", "request_id"}
         assert "features" not in client.get("/readyz").json()
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from pipelines.release.bundle import SCORE, Bundle
@@ -20,8 +18,8 @@ from pipelines.release.example import example_bundle
 from serving.app import create_app
 from serving.open_inference import decode
 from serving.schemas import Refused
-from serving.server import listen
 from serving.settings import Settings
+from tests.serving.waiting import until
 
 triton = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
 
@@ -32,30 +30,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def address(bundle: Bundle) -> Iterator[str]:
+def address(bundle: Bundle, listening: Callable[..., AbstractContextManager[int]]) -> Iterator[str]:
     """A real server, since Triton's client brings its own connections."""
     settings = Settings(model=f"clicks={bundle.directory}", max_candidates=50)
-    with listen("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(30)
+    with listening(create_app(settings)) as port:
+        yield f"127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
 def client(address: str) -> Any:
     client = triton.InferenceServerClient(address)
-    end = time.monotonic() + 60
-    while True:
-        try:
-            if client.is_server_ready():
-                return client
-        except OSError:
-            pass
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    assert client.is_server_ready()
+    return client
 
 
 def tensors(frame: pl.DataFrame, *, binary: bool) -> list[Any]:
@@ -231,10 +217,7 @@ def test_random_bytes_never_break_the_server(bundle) -> None:
     with TestClient(
         create_app(Settings(model=f"clicks={bundle.directory}")), raise_server_exceptions=False
     ) as client:
-        end = time.monotonic() + 60
-        while client.get("/v2/health/ready").status_code != 200:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        until(lambda: client.get("/v2/health/ready").status_code == 200)
         statuses = []
         for _ in range(300):
             broken = bytearray(whole)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from fastapi.testclient import TestClient
 
@@ -15,13 +12,7 @@ from pipelines.release.example import example_bundle
 from serving.app import create_app
 from serving.database import Unavailable
 from serving.settings import Settings
-
-
-def until(done: Callable[[], Any]) -> None:
-    end = time.monotonic() + 30
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+from tests.serving.waiting import until
 
 
 def test_every_degraded_part_is_named_until_it_recovers(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from tests.serving.stored_log import (
     materialized,
     opened,
     problem,
-    wait,
 )
+from tests.serving.waiting import until
 
 
 def test_redis_gives_what_the_snapshot_gives(redis_server: Any, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_redis_is_killed_and_comes_back(
                 assert not ask(client)["features"]["available"]
             assert "can't answer" in problem(client)
             redis_server.start()
-            wait(lambda: ask(client)["features"]["available"])
+            until(lambda: ask(client)["features"]["available"])
             reply = ask(client)
             np.testing.assert_allclose(reply["scores"], expected(stored_bundle, features), atol=1e-6)
             assert problem(client) == ""
@@ -79,14 +79,14 @@ def test_redis_that_hangs_holds_nobody_up(serve: Any, redis_server: Any) -> None
     assert ask(client)["features"]["available"]
     redis_server.pause()
     try:
-        wait(lambda: problem(client) != "")
+        until(lambda: problem(client) != "")
         begin = time.monotonic()
         for _ in range(20):
             assert not ask(client)["features"]["available"]
         assert time.monotonic() - begin < 10  # twenty timeouts and twenty scores would be; none is waited for
     finally:
         redis_server.resume()
-    wait(lambda: ask(client)["features"]["available"])
+    until(lambda: ask(client)["features"]["available"])
 
 
 def test_one_round_trip_a_request(redis_server: Any) -> None:
@@ -154,7 +154,7 @@ def test_an_empty_redis_is_told_of_and_filled_later(serve: Any, redis_server: An
     assert not ask(client)["features"]["available"]
     assert "sluice materialize --redis" in problem(client)
     write_redis(materialized(LOG), redis_server.url)
-    wait(lambda: ask(client)["features"]["available"])
+    until(lambda: ask(client)["features"]["available"])
 
 
 def test_no_password_is_shown(redis_server: Any) -> None:

@@ -20,8 +20,8 @@ from tests.serving.stored_log import (
     expected,
     materialized,
     problem,
-    wait,
 )
+from tests.serving.waiting import until
 
 
 def test_a_snapshot_is_replaced_while_it_is_used(serve: Any, stored_bundle: Bundle, tmp_path: Path) -> None:
@@ -53,12 +53,12 @@ def test_a_damaged_snapshot_is_refused_by_name_and_the_old_one_stays(
     with caplog.at_level(logging.ERROR, "sluice.features"):
         shutil.rmtree(tmp_path / "online")
         (tmp_path / "next").rename(tmp_path / "online")
-        wait(lambda: "items.arrow" in problem(client))
+        until(lambda: "items.arrow" in problem(client))
         time.sleep(0.2)
     assert ask(client)["features"]["version"] == good
     assert len([r for r in caplog.records if "items.arrow" in r.getMessage()]) == 1  # however often it is looked at
     better = write_snapshot(materialized(LOG, 30), tmp_path / "online")["hash"][:12]
-    wait(lambda: ask(client)["features"]["version"] == better)
+    until(lambda: ask(client)["features"]["version"] == better)
     assert problem(client) == ""
 
 
@@ -71,7 +71,7 @@ def test_a_half_copied_snapshot_is_tried_again(serve: Any, tmp_path: Path, monke
     assert "users.arrow" in problem(client)
     for name in ("users.arrow", "items.arrow"):
         shutil.copy2(tmp_path / "made" / name, tmp_path / "online" / name)
-    wait(lambda: problem(client) == "")
+    until(lambda: problem(client) == "")
 
 
 def test_no_snapshot_yet_fails_no_request(serve: Any, tmp_path: Path) -> None:
@@ -85,4 +85,4 @@ def test_no_snapshot_yet_fails_no_request(serve: Any, tmp_path: Path) -> None:
     assert "no snapshot of features here" in problem(client)
     assert "sluice_features_up 0.0" in client.get("/metrics").text
     write_snapshot(materialized(LOG), tmp_path / "online")
-    wait(lambda: ask(client)["features"]["available"])
+    until(lambda: ask(client)["features"]["available"])

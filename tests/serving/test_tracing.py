@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from pipelines.release.example import example_bundle
 from serving.app import create_app
 from serving.settings import Settings
+from tests.serving.waiting import until
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 BODY = {"candidates": [{"item_id": "item-1"}]}
@@ -68,8 +69,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask(settings: Settings, headers: dict[str, str]) -> None:
     with TestClient(create_app(settings)) as client:
-        while client.get("/readyz", headers={"traceparent": f"00-{TRACE}-{PARENT}-00"}).status_code != 200:
-            time.sleep(0.02)
+        unrecorded = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
+        until(lambda: client.get("/readyz", headers=unrecorded).status_code == 200)
         assert client.post("/v1/score", json=BODY, headers=headers).status_code == 200
 
 
