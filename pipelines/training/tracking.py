@@ -62,15 +62,13 @@ class Tracker:
     def epoch(self, record: dict[str, Any]) -> None:
         """Record an epoch's metrics."""
 
-    def finish(
-        self,
-        trained: dict[str, Any],
-        metrics: dict[str, float],
-        test: Predictions | Rankings,
-        slices: dict[str, Any],
-        reports: list[dict[str, Any]],
-    ) -> None:
-        """Record the result and its plots."""
+    def finish(self, result: dict[str, Any], test: Predictions | Rankings) -> None:
+        """Record the result and its plots.
+
+        Args:
+            result: what ``result.json`` holds of the run.
+            test: of the test rows.
+        """
 
     def close(self, status: str) -> None:
         """End the record."""
@@ -200,14 +198,7 @@ class MlflowTracker(Tracker):
         now = int(time.time() * 1000)
         self._client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
 
-    def finish(
-        self,
-        trained: dict[str, Any],
-        metrics: dict[str, float],
-        test: Predictions | Rankings,
-        slices: dict[str, Any],
-        reports: list[dict[str, Any]],
-    ) -> None:
+    def finish(self, result: dict[str, Any], test: Predictions | Rankings) -> None:
         """Record the final metrics, the recipe's reports and their totals, the configuration and the plots."""
 
         def work() -> None:
@@ -215,20 +206,21 @@ class MlflowTracker(Tracker):
             from pipelines.evaluation.plots import learning_curve, reliability_plot, telemetry_plot
             from pipelines.evaluation.ranking import Rankings
 
-            final = {**metrics, "best_epoch": trained["best_epoch"], "rows_per_second": trained["rows_per_second"]}
-            for told in reports:
+            final = {**result["metrics"], **{key: result[key] for key in ("best_epoch", "rows_per_second")}}
+            for told in result["reports"]:
                 final |= told.get("totals", {})
-            self._metrics(final, trained["best_epoch"])
+            self._metrics(final, result["best_epoch"])
             self._client.log_text(self.run_id, dump_config(self._config.public()), "config.yaml")
-            if slices:
-                self._client.log_dict(self.run_id, slices, "slices.json")
-            if reports:
-                self._client.log_dict(self.run_id, {"reports": reports}, "reports.json")
-            figures = {"learning_curve": learning_curve(trained["history"])}
+            if result["slices"]:
+                self._client.log_dict(self.run_id, result["slices"], "slices.json")
+            if result["reports"]:
+                self._client.log_dict(self.run_id, {"reports": result["reports"]}, "reports.json")
+            history = result["history"]
+            figures = {"learning_curve": learning_curve(history)}
             if not isinstance(test, Rankings):
                 figures["calibration"] = reliability_plot(test.label, test.probability)
-            if any(key.startswith("gate/") for key in trained["history"][-1]):
-                figures["gates"] = telemetry_plot(trained["history"])
+            if any(key.startswith("gate/") for key in history[-1]):
+                figures["gates"] = telemetry_plot(history)
             for name, figure in figures.items():
                 file = self._run_dir / "plots" / f"{name}.png"
                 file.parent.mkdir(exist_ok=True)

@@ -135,16 +135,16 @@ def _finish(
         metrics.update({f"test_{name}": value for name, value in test.metrics().items()})
         # By the features as given: the rows are the same, and these still tell dropped values apart.
         slices = {} if isinstance(test, Rankings) else sliced(given, context.config.train.slices, test)
-        tracker.finish(trained, metrics, test, slices, reports)
-        result = {
+        result: dict[str, Any] = {
             "metrics": metrics,
             "slices": slices,
             "best_epoch": trained["best_epoch"],
             "rows_per_second": trained["rows_per_second"],
             "history": trained["history"],
             "reports": reports,
-            "mlflow_run_id": tracker.run_id,
         }
+        tracker.finish(result, test)
+        result["mlflow_run_id"] = tracker.run_id
         atomic_write(context.run_dir / RESULT, json.dumps(result, indent=1))
     else:
         slices = {}
