@@ -52,6 +52,7 @@ bench: $(VENV)/.ready ## List the benchmarks
 .PHONY: docs
 docs: $(VENV)/.ready ## Write the generated part of the documentation
 	@$(BIN)/sluice config reference > docs/configuration.md
+	@$(BIN)/sluice serve --settings > docs/server-settings.md
 
 .PHONY: airflow-test
 airflow-test: $(VENV)/.ready-test $(AIRFLOW_VENV)/.ready ## Run the daily DAG for one day on SQLite, in Airflow's own environment

@@ -124,6 +124,24 @@ def reference() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def table(model: type[BaseModel], prefix: str) -> str:
+    """Return the fields of a model that is set in the environment, as a Markdown table.
+
+    Args:
+        model: each field is followed by its documentation, as a string.
+        prefix: of the variables.
+
+    Example:
+        >>> from pipelines.training.tracking import TrackingConfig
+        >>> table(TrackingConfig, "TRACKING_").splitlines()[2]
+        '| `TRACKING_ENABLED` | `true`, `false` | `true` |  |'
+    """
+    schema, definitions = _apart(_described(model))
+    variables = {prefix + key.upper(): field for key, field in schema["properties"].items()}
+    required = [prefix + key.upper() for key in schema.get("required", ())]
+    return _table({"properties": variables, "required": required}, definitions)
+
+
 def _registered(what: str, path: str, classes: Mapping[str, Any]) -> Iterator[str]:
     """What each registered class is, and the options that it takes under ``path``."""
     for name, cls in classes.items():

@@ -9,6 +9,13 @@ import typer
 
 from serving import event_commands, experiment_commands, key_commands
 
+_PAGE = """# Settings of the server
+
+Each can be set in the environment; what is given as an option of `sluice serve` wins. A variable of this prefix
+that is not listed here is refused, with the nearest one that is. This page is written by `sluice serve --settings`
+(`make docs`).
+"""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -58,13 +65,22 @@ def serve(
     parent: Annotated[
         int | None, typer.Option(help="End when this parent process does, even if it is killed.")
     ] = None,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Print all settings, those without an option too, and serve nothing.")
+    ] = False,
 ) -> None:
     """Serve scores over HTTP: POST /v1/score, /healthz, /readyz, /metrics, /docs.
 
     Each option can also be set in the environment, as SLUICE_MODEL, SLUICE_PORT and so on.
     """
+    from serving.settings import PREFIX, Settings
+
+    if settings:
+        from pipelines.reference import table
+
+        typer.echo(f"{_PAGE}\n{table(Settings, PREFIX)}", nl=False)
+        return
     from serving.server import run
-    from serving.settings import Settings
 
     code = run(
         Settings.from_env(

@@ -79,7 +79,7 @@ class Settings(BaseModel):
     """Milliseconds that Redis may take to answer; a request goes on without stored features then."""
     events_url: Annotated[str | None, BeforeValidator(_nothing)] = None
     """Database of exposures, events and experiments: ``sqlite:///file.db`` or ``postgresql://``. None (``none`` in
-    the environment): none are kept. An environment without it means :data:`serving.EMBEDDED`."""
+    the environment): none are kept. An environment without it means ``sqlite:///runs/events.db``."""
     events_spool: Path = Path("runs/spool")
     """Folder for what the database can't take at the moment."""
     events_spool_bytes: int = Field(2**28, ge=2**16)
