@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -14,6 +15,18 @@ from rich.text import Text
 # MLflow reports its use to its makers unless told not to; users' logs are not ours to talk about.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+_PLACES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENOSPC,
+    errno.EDQUOT,
+}
+"""What the operating system says of a place that can't be used: its user can put that right."""
+
 
 def build_app() -> typer.Typer:
     """Return the application with the subcommands of every installed distribution."""
@@ -24,6 +37,8 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
         rich_markup_mode="rich",
+        epilog="Exit codes: 0 done; 1 a bar was missed, or a check failed; 2 a mistake in what was given, told in "
+        "one line; 3 an error of Sluice's own.",
     )
     for point in sorted(entry_points(group="sluice.commands"), key=lambda p: p.name):
         point.load()(app)
@@ -42,6 +57,12 @@ def main() -> None:
         # Imported here, since the package behind it brings torch, which --help has no use for.
         from ctr_models.errors import SluiceError
 
+        if isinstance(error, OSError) and error.errno in _PLACES and error.filename is not None:
+            error = SluiceError(
+                f"can't be used ({error.strerror})",
+                where=str(error.filename),
+                remedy="give another path, or see to its rights and room",
+            )
         if not isinstance(error, SluiceError):
             traceback.print_exc()
             sys.exit(3)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from pipelines.commands.result import Json, write_json
+
 KeysFile = Annotated[Path, typer.Argument(metavar="FILE", help="JSON file of the keys, as given to sluice serve.")]
 
 
@@ -53,10 +55,10 @@ def new(
     typer.echo("This is the only time that it is shown.", err=True)
 
 
-def show(file: KeysFile) -> None:
+def show(file: KeysFile, json: Json = None) -> None:
     """List the keys: ids, scopes, rates, never the keys themselves.
 
-    Example: sluice keys list keys.json
+    Example: sluice keys list keys.json --json -
     """
     from rich.console import Console
     from rich.table import Table
@@ -64,12 +66,14 @@ def show(file: KeysFile) -> None:
     from serving.security import KeyFile
 
     table = Table("id", "scopes", "rate", "burst", "expires", "note")
-    for key in KeyFile.read(file).keys:
+    found = KeyFile.read(file).keys
+    for key in found:
         rate, until = "any" if key.rate is None else f"{key.rate:g}/s", "never"
         if key.expires is not None:
             until = f"{key.expires:%Y-%m-%d %H:%M}"
         table.add_row(key.id, ", ".join(sorted(key.scopes)), rate, str(key.burst), until, key.note)
-    Console().print(table)
+    Console(stderr=json == "-").print(table)
+    write_json(json, [key.model_dump(mode="json", exclude={"hash"}) for key in found])
 
 
 def revoke(file: KeysFile, key: Annotated[str, typer.Argument(metavar="ID", help="From the list.")]) -> None:

@@ -70,7 +70,10 @@ def main(
     at_least: AtLeast = None,
     at_most: AtMost = None,
 ) -> None:
-    """Feature preparation: Criteo-shaped CSV to encoded Parquet, in full."""
+    """Feature preparation: Criteo-shaped CSV to encoded Parquet, in full.
+
+    Example: sluice bench features --rows 100000 --rows-large 0 --no-fuxictr --at-least ratio_copy=0.4
+    """
     report = BenchReport(f"Features, {rows:,} rows", ["way", "seconds", "rows/s", "peak MB"])
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         work = Path(scratch)

@@ -17,12 +17,22 @@ from rich.table import Table
 
 from ctr_models.errors import ConfigError, nearest
 
+
+def _checked(option: typer.CallbackParam, bars: list[str] | None) -> list[str] | None:
+    """Refuse what is no bar before anything is measured; which figures there are is known afterwards."""
+    for text in bars or ():
+        _bar(text, option.opts[0])
+    return bars
+
+
 JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the figures here; - prints them.")]
 AtLeast = Annotated[
-    list[str] | None, typer.Option("--at-least", help="key=value, repeatable: exit 1 if the figure is smaller.")
+    list[str] | None,
+    typer.Option("--at-least", callback=_checked, help="key=value, repeatable: exit 1 if the figure is smaller."),
 ]
 AtMost = Annotated[
-    list[str] | None, typer.Option("--at-most", help="key=value, repeatable: exit 1 if the figure is larger.")
+    list[str] | None,
+    typer.Option("--at-most", callback=_checked, help="key=value, repeatable: exit 1 if the figure is larger."),
 ]
 
 
@@ -71,7 +81,9 @@ class BenchReport:
             (at_most, "most", lambda figure, bar: figure <= bar),
         ):
             for text in bars or ():
-                key, bar = self._bar(text, f"--at-{word}")
+                key, bar = _bar(text, f"--at-{word}")
+                if key not in self.figures:
+                    raise ConfigError(f"no figure {key!r}", where=f"--at-{word}", remedy=nearest(key, self.figures))
                 figure = self.figures[key]
                 if not holds(figure, bar):  # nan misses every bar
                     sentences.append(f"{key} is {figure:.6g}, at {word} {bar:.6g} was asked for")
@@ -109,8 +121,9 @@ class BenchReport:
         if to_stdout:
             print(content)
         elif json_path is not None:
-            json_path.parent.mkdir(parents=True, exist_ok=True)
-            json_path.write_text(content + "\n", encoding="utf-8")
+            from pipelines.features.files import atomic_write
+
+            atomic_write(json_path, content + "\n")
         sentences = self.missed(at_least, at_most)
         for sentence in sentences:
             Console(stderr=True).print(f"missed: {sentence}", style="bold red", highlight=False, soft_wrap=True)
@@ -132,17 +145,16 @@ class BenchReport:
             },
         }
 
-    def _bar(self, text: str, option: str) -> tuple[str, float]:
-        key, sign, value = text.partition("=")
-        try:
-            bar = float(value)
-        except ValueError:
-            sign = ""
-        if not sign:
-            raise ConfigError("a bar is written key=number", where=f"{option} {text!r}")
-        if key not in self.figures:
-            raise ConfigError(f"no figure {key!r}", where=option, remedy=nearest(key, self.figures))
-        return key, bar
+
+def _bar(text: str, option: str) -> tuple[str, float]:
+    key, sign, value = text.partition("=")
+    try:
+        bar = float(value)
+    except ValueError:
+        sign = ""
+    if not sign:
+        raise ConfigError("a bar is written key=number", where=f"{option} {text!r}")
+    return key, bar
 
 
 @contextmanager

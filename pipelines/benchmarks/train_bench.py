@@ -48,7 +48,10 @@ def main(
     at_least: AtLeast = None,
     at_most: AtMost = None,
 ) -> None:
-    """Training speed: FinalMLP and GDCN, 39 fields x 16, towers 3 x 400, batch 4,096, on this machine."""
+    """Training speed: FinalMLP and GDCN, 39 fields x 16, towers 3 x 400, batch 4,096, on this machine.
+
+    Example: sluice bench train --rounds 8 --at-least ratio_usual_4m=2 --at-least ratio_floor=0.75
+    """
     import torch
 
     columns = ["model, vocabulary", "ours rows/s", "usual", "floor", "ours/usual", "ours/floor", "loader %"]
@@ -252,7 +255,3 @@ def _floor(world: _World, name: str) -> Callable[[int], None]:
             model.zero_grad()
 
     return run
-
-
-if __name__ == "__main__":
-    typer.run(main)

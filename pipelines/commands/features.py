@@ -96,10 +96,10 @@ def features(config: _Config = None, override: _Override = None, json_path: Json
 def world(
     out: Annotated[Path, typer.Option("--out", help="The folder; one Parquet file a day is written into it.")],
     rows: Annotated[int, typer.Option(min=1, help="Rows, all days together.")] = 400_000,
-    users: Annotated[int, typer.Option(min=10)] = 2_000,
-    items: Annotated[int, typer.Option(min=20)] = 600,
+    users: Annotated[int, typer.Option(min=10, help="Who see something.")] = 2_000,
+    items: Annotated[int, typer.Option(min=20, help="That are shown.")] = 600,
     days: Annotated[int, typer.Option(min=1, help="Days from 2026-01-01 on.")] = 14,
-    seed: Annotated[int, typer.Option(min=0)] = 2026,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 2026,
     strength: Annotated[float, typer.Option(min=0, help="How much there is to learn.")] = 1.0,
     drift: Annotated[float, typer.Option(min=0, help="How fast tastes turn.")] = 1.0,
     conversion_rate: Annotated[

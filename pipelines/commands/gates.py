@@ -22,12 +22,13 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(rich_markup_mode="rich")
     group.callback(
         invoke_without_command=True,
-        epilog="Examples: sluice gates · sluice gates --slot field · sluice gates check my_package.my_gates.MyGate",
+        epilog="Examples:\n\nsluice gates\n\nsluice gates --slot field --json -\n\n"
+        "sluice gates check my_package.my_gates.MyGate",
     )(gates)
     group.command(
         "check",
-        epilog="Examples: sluice gates check sigmoid2 · sluice gates check my_package.my_gates.MyGate"
-        " · sluice gates check my_gate · sluice gates check my_gates.py:MyGate",
+        epilog="Examples:\n\nsluice gates check sigmoid2\n\nsluice gates check my_package.my_gates.MyGate\n\n"
+        "sluice gates check my_gates.py:MyGate --json -",
     )(check)
     app.add_typer(group, name="gates")
 

@@ -31,8 +31,9 @@ def atomic_directory(final: Path) -> Iterator[Path]:
         ['a.json', 'state']
     """
     final = Path(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    with _named(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
     try:
         # mkdtemp makes folders that only their owner may read; the result should follow the umask.
         os.chmod(aside, 0o777 & ~_umask())
@@ -82,20 +83,31 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         content: bytes, or text to be written as UTF-8.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with _named(path), os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(aside, 0o666 & ~_umask())
-        os.replace(aside, path)
+        with _named(path):
+            os.replace(aside, path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
     _fsync(path.parent)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let errors of the operating system name the path that was asked for, not the one aside."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def sha256_file(path: Path) -> str:

@@ -54,7 +54,10 @@ def main(
     at_least: AtLeast = None,
     at_most: AtMost = None,
 ) -> None:
-    """Overload of a server: latency of what it accepts, refusals, memory, recovery."""
+    """Overload of a server: latency of what it accepts, refusals, memory, recovery.
+
+    Example: sluice bench overload --seconds 60 --at-most p99_over_capacity=2 --at-most failed=0
+    """
     import torch
     from rich.console import Console
 

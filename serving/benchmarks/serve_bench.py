@@ -73,7 +73,10 @@ def main(
     at_least: AtLeast = None,
     at_most: AtMost = None,
 ) -> None:
-    """Scores over HTTP: latencies and rows a second, against MLflow's server and the bare forward pass."""
+    """Scores over HTTP: latencies and rows a second, against MLflow's server and the bare forward pass.
+
+    Example: sluice bench serve --seconds 4 --at-least ratio_mlflow=10 --at-least ratio_forward=0.6
+    """
     import torch
     from rich.console import Console
 

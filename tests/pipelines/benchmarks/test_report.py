@@ -4,9 +4,10 @@ import json
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from ctr_models.errors import ConfigError
-from pipelines.benchmarks.report import BenchReport
+from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport
 
 
 @pytest.fixture
@@ -48,6 +49,22 @@ def test_a_missed_bar_exits_with_1_and_names_the_figure(report, capsys, at_least
         assert missed in capsys.readouterr().err
     else:
         report.finish(None, at_least, at_most)
+
+
+@pytest.mark.parametrize("option", ["--at-least", "--at-most"])
+def test_what_is_no_bar_is_refused_before_anything_is_measured(option):
+    app = typer.Typer()
+    measured = []
+
+    @app.command()
+    def bench(at_least: AtLeast = None, at_most: AtMost = None) -> None:
+        measured.append((at_least, at_most))
+
+    refused = CliRunner().invoke(app, [option, "rate=1", option, "rate>2"])
+    assert str(refused.exception) == f"{option} 'rate>2': a bar is written key=number"
+    assert measured == []
+    assert CliRunner().invoke(app, [option, "rate=1"]).exit_code == 0
+    assert measured
 
 
 @pytest.mark.parametrize(
