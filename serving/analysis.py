@@ -20,7 +20,7 @@ from ctr_models.errors import DataError
 from pipelines.experiments.experiment import Experiment, OnlineGuardrail, OnlineMetric
 from pipelines.experiments.rates import Sums, compare_rates, interval_of_rate, sample_ratio_p
 from pipelines.experiments.statistics import MIN_CLUSTERS, Difference
-from serving.database import Database
+from serving.database import Database, horizon
 from serving.experiments import Experiments, Pause, shares, state
 from serving.off_policy import ranked
 from serving.totals import Totals, totals
@@ -162,6 +162,8 @@ def analyse(
             found |= totals(database, name, online.shadow, **span, apart=True)[0]
         ranking = ranked(database, name, list(dealt), **span)
         ranking |= ranked(database, name, online.shadow, **span, apart=True)
+    with database.reading() as connection:
+        pruned = horizon(connection)
     seconds = time.perf_counter() - begin
     live = {arm: found[arm] for arm in dealt if arm in found and arm not in paused}
     alpha, sequential = experiment.decision.alpha, interval == "sequential"
@@ -196,7 +198,7 @@ def analyse(
         ],
         sample_ratio=ratio,
         mixed_units=mixed,
-        problems=_problems(live, ratio, mixed, dealt, paused),
+        problems=[*_pruned(since, pruned), *_problems(live, ratio, mixed, dealt, paused)],
         seconds=seconds,
     )
 
@@ -324,6 +326,12 @@ def _guardrail(rail: OnlineGuardrail, one: Difference) -> GuardrailResult:
     interval = f"[{one.low:+.4f}, {one.high:+.4f}]"
     reason = f"{rail.metric} {one.value:+.4f} {interval} against the control, bound {rail.bound:g}"
     return GuardrailResult(arm=one.challenger, metric=rail.metric, bound=rail.bound, state=verdict, reason=reason)
+
+
+def _pruned(since: datetime | None, horizon: int) -> list[str]:
+    if since is None or since >= _moment(horizon):
+        return []
+    return [f"EXPOSURES FROM BEFORE {_moment(horizon):%Y-%m-%d} WERE REMOVED: the figures are of those since"]
 
 
 def _problems(

@@ -20,8 +20,20 @@ Row = tuple[str, dict[str, Any]]
 
 EXPERIMENTS, EXPOSURES, EVENTS = "sluice_experiments", "sluice_exposures", "sluice_events"
 ASSIGNMENTS, MATCHES = "sluice_assignments", "sluice_matches"
-PAUSES, CLAIMS = "sluice_pauses", "sluice_claims"
+PAUSES, CLAIMS, PRUNES = "sluice_pauses", "sluice_claims", "sluice_prunes"
 metadata = sa.MetaData()
+
+
+def _key() -> list[sa.Column[Any]]:
+    """The key of an exposure in an experiment, in the order of units, so that sums over units are one pass."""
+    return [
+        sa.Column("experiment", sa.String(100), primary_key=True),
+        sa.Column("unit", sa.Text, primary_key=True),
+        sa.Column("time", sa.BigInteger, primary_key=True),
+        sa.Column("exposure_id", sa.String(32), primary_key=True),
+    ]
+
+
 experiments = sa.Table(
     EXPERIMENTS,
     metadata,
@@ -51,24 +63,18 @@ exposures = sa.Table(
 assignments = sa.Table(
     ASSIGNMENTS,
     metadata,
-    sa.Column("experiment", sa.String(100), primary_key=True),
-    sa.Column("unit", sa.Text, primary_key=True),
-    sa.Column("time", sa.BigInteger, primary_key=True),
-    sa.Column("exposure_id", sa.String(32), primary_key=True),
+    *_key(),
     sa.Column("arm", sa.String(100), nullable=False),
     sa.Column("request_id", sa.String(128), nullable=False),
     sa.Column("shown", sa.Integer, nullable=False),
     sa.Index("ix_sluice_assignments_request", "request_id", "experiment", "time"),
     sqlite_with_rowid=False,
 )
-"""An exposure in an experiment: narrow rows in the order of units, so that sums over units are one pass."""
+"""An exposure in an experiment, as a narrow row."""
 matches = sa.Table(
     MATCHES,
     metadata,
-    sa.Column("experiment", sa.String(100), primary_key=True),
-    sa.Column("unit", sa.Text, primary_key=True),
-    sa.Column("time", sa.BigInteger, primary_key=True),
-    sa.Column("exposure_id", sa.String(32), primary_key=True),
+    *_key(),
     sa.Column("candidate", sa.Integer, primary_key=True),
     sa.Column("arm", sa.String(100), nullable=False),
     sa.Column("item", sa.Text),
@@ -94,6 +100,13 @@ claims = sa.Table(
     sa.Column("until", sa.BigInteger, nullable=False),
 )
 """Who does what only one process need do: nobody else until then."""
+prunes = sa.Table(
+    PRUNES,
+    metadata,
+    sa.Column("before", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("began", sa.BigInteger, nullable=False),
+)
+"""Every prune: the exposures before a moment are gone, or are going."""
 events = sa.Table(
     EVENTS,
     metadata,
@@ -225,9 +238,19 @@ class Database:
         taken = row.on_conflict_do_update(
             index_elements=["name"], set_={"until": row.excluded.until}, where=claims.c.until <= now
         ).returning(claims.c.name)
+        with self.writing() as connection:
+            return connection.execute(taken).first() is not None
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """Give a connection whose changes are made when the block ends well, all or none.
+
+        Raises:
+            Unavailable: it can't be written now; nothing is sure to be changed.
+        """
         try:
             with self.engine.begin() as connection:
-                return connection.execute(taken).first() is not None
+                yield connection
         except (sa.exc.SQLAlchemyError, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -261,6 +284,50 @@ class Database:
         with self.reading() as connection:
             return list(connection.execute(query).all())
 
+    def size(self) -> int:
+        """Return the bytes that it takes on disk.
+
+        Raises:
+            Unavailable: it can't be reached now.
+        """
+        if self._path is None:
+            names = [sa.func.to_regclass(name) for name in metadata.tables]
+            return int(
+                sum(size or 0 for size in self.rows(sa.select(*map(sa.func.pg_total_relation_size, names)))[0])
+            )
+        try:
+            return sum(path.stat().st_size for path in (self._path, Path(f"{self._path}-wal")) if path.exists())
+        except OSError as error:
+            raise self._unavailable(error) from error
+
+    def spare(self) -> tuple[int, bool]:
+        """Return the bytes inside SQLite's file that nothing uses, and whether :meth:`give_back` can free them.
+
+        Raises:
+            Unavailable: it can't be reached now.
+        """
+        if self._path is None:
+            return 0, False
+        with self.reading() as connection:
+            pages, bytes_, kind = (
+                int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+                for name in ("freelist_count", "page_size", "auto_vacuum")
+            )
+        return pages * bytes_, kind == _INCREMENTAL
+
+    def give_back(self, pages: int) -> None:
+        """Let SQLite's file end so many unused pages earlier.
+
+        Raises:
+            Unavailable: it can't be written now.
+        """
+        try:
+            with closing(self.engine.raw_connection()) as connection:
+                # Of such a statement Python's execute does the first page only.
+                connection.driver_connection.executescript(f"PRAGMA incremental_vacuum({pages})")  # type: ignore[union-attr]
+        except (sqlite3.Error, sa.exc.SQLAlchemyError, OSError) as error:
+            raise self._unavailable(error) from error
+
     def close(self) -> None:
         """Let go of the connections."""
         self.engine.dispose()
@@ -279,6 +346,8 @@ class Database:
         )
         try:
             with closing(connection.cursor()) as cursor:
+                if not self._path.stat().st_size:  # later it takes a rewrite of the file
+                    cursor.execute(f"PRAGMA auto_vacuum={_INCREMENTAL}")
                 cursor.execute("PRAGMA journal_mode=WAL")
                 cursor.execute("PRAGMA synchronous=FULL")
         except BaseException:
@@ -288,12 +357,25 @@ class Database:
         return connection
 
 
+def horizon(connection: sa.Connection) -> int:
+    """Return the moment before which exposures are gone, or are going; 0 if none ever went.
+
+    It is stored before the first of them goes: who reads it in the transaction in which he reads them, or after,
+    knows what may lack.
+    """
+    if not sa.inspect(connection).has_table(PRUNES):  # nobody pruned, or wrote, since this table exists
+        return 0
+    return int(connection.execute(sa.select(sa.func.max(prunes.c.before))).scalar() or 0)
+
+
 def _reason(error: BaseException) -> str:
     """The first line; those after it may hold the row, which concerns nobody who reads a log."""
     text = str(getattr(error, "orig", None) or error).strip().splitlines()
     return text[0] if text else type(error).__name__
 
 
+_INCREMENTAL = 2
+"""SQLite's number for a file that gives unused pages back when it is told to."""
 _KNOWN = "give sqlite:///file.db or postgresql://user@host/name"
 
 

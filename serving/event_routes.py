@@ -162,7 +162,8 @@ def add_routes(app: FastAPI, traffic: Traffic, read: Read, took: Took = lambda _
         404: {"model": Problems, "description": "No such experiment, or arm"},
         503: refusals[503],
     }
-    app.state.metrics.registry.register(PausedArms(traffic.experiments))
+    for collector in (PausedArms(traffic.experiments), traffic.kept):
+        app.state.metrics.registry.register(collector)
     event = Event.model_json_schema(ref_template="#/components/schemas/{model}")
     batch = {
         "type": "object",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +19,12 @@ import sqlalchemy as sa
 from ctr_models.errors import DataError
 from pipelines.features.files import atomic_directory
 from pipelines.features.progress import Step, steps
-from serving.database import REMEDY, Database, Unavailable, events, exposures
+from serving import totals
+from serving.database import REMEDY, Database, Unavailable, events, exposures, horizon
 
+log = logging.getLogger("sluice.events")
 MANIFEST = "_manifest.json"
-SKEW = 5 * 60 * 1_000_000
-"""Microseconds that a client's clock may be behind: its events then seem to come before what they follow."""
+SKEW = totals.SKEW // timedelta(microseconds=1)
 CHUNK_ROWS = 100_000
 """Candidates that are held in memory at once."""
 TYPES = ("click", "conversion", "skip")
@@ -36,11 +38,14 @@ class Day:
 
     Args:
         day: of the exposures, in UTC.
-        final: no event that still counts can come any more.
+        final: whatever happens now is too late to count.
         exposures, rows: requests and candidates.
         clicks, conversions, skips: candidates that have them.
         unmatched: events of the day that found no exposure.
         files: names of the data files.
+        stored, events: exposures of the day that the database had, shadow arms' too, and events in whose time they
+            might count. If it has more by now, some came late.
+        until: when the time of those events ends, in microseconds since 1970.
     """
 
     day: str
@@ -52,6 +57,9 @@ class Day:
     skips: int = 0
     unmatched: int = 0
     files: list[str] = field(default_factory=list)
+    stored: int = 0
+    events: int = 0
+    until: int = 0
 
 
 def partition(out: Path, day: date) -> Path:
@@ -75,7 +83,8 @@ def export(
 
     An event counts for the exposure that it names; one that names a unit and an item, for the last exposure of
     both before it; in either case if it comes within the window. A partition appears whole, or not at all, and
-    takes the place of its earlier version; one that is final is left as it is.
+    takes the place of its earlier version; one that is final is left as it is, unless exposures or events came
+    late. Days whose exposures were removed from the database are left as they are, whatever is left of them.
 
     Columns are those of the requests, as they were scored; one that is a list in some of them is a list in all, in
     which a single value stands alone. Beside them stand the label, 1 if there was a click; ``conversion``,
@@ -96,58 +105,137 @@ def export(
         what was written, a day each.
 
     Raises:
-        DataError: a request has a column of a name that is needed, or the database can't be read.
+        DataError: a request has a column of a name that is needed, the exposures of one of ``days`` were removed,
+            or the database can't be read.
     """
     moment = now or datetime.now(UTC)
     span = window // timedelta(microseconds=1)
     written = []
     try:
         with steps(shown) as step:
-            for day in _days(database) if days is None else days:
-                if again or not _is_final(partition(out, day)):
-                    written += _export_day(database, out, day, span, moment, (label, timestamp), step)
+            if days is None:
+                with database.reading(seconds=totals.QUERY_SECONDS) as connection:
+                    asked = stored_days(connection)
+            else:
+                asked = list(days)
+            for day in asked:
+                with database.reading(seconds=totals.QUERY_SECONDS) as connection:
+                    start = midnight(day)
+                    if start < horizon(connection):
+                        _leave(connection, database.name, day, asked=days is not None)
+                    elif again or not _settled(connection, partition(out, day), start):
+                        written += _export_day(connection, out, day, span, moment, (label, timestamp), step)
     except Unavailable as error:
         raise DataError(f"the database can't be read ({error})", where=database.name, remedy=REMEDY) from None
     return written
 
 
+def missing(connection: sa.Connection, out: Path, day: date) -> str:
+    """Say what of a day is in the database and not in its partition, for good; empty if nothing is.
+
+    Args:
+        connection: to the database.
+        out: folder of the partitions.
+        day: in UTC.
+    """
+    folder, start = partition(out, day), midnight(day)
+    told = _manifest(folder)
+    stored = sa.select(exposures.c.exposure_id).where(exposures.c.served, _within(start, start + _DAY))
+    ids = {row.exposure_id for row in connection.execute(stored, execution_options={"yield_per": 10_000})}
+    if told is None:
+        return "not exported" if ids else ""
+    if not told["final"]:
+        return "exported, but not final"
+    try:
+        files = [pl.scan_parquet(folder / name).select("served_exposure_id") for name in told["files"]]
+        ids -= set(pl.concat(files).unique().collect()["served_exposure_id"])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        return f"exported, but not to be read ({type(error).__name__})"
+    if ids:
+        return f"exported without {len(ids):,} of its exposures"
+    return "" if _settled(connection, folder, start) else "exported before some of its events came"
+
+
+def stored_days(connection: sa.Connection, before: int | None = None) -> list[date]:
+    """Return the days that have exposures, by one seek each."""
+    found: list[date] = []
+    first = sa.select(sa.func.min(exposures.c.time))
+    query = first if before is None else first.where(exposures.c.time < before)
+    while (at := connection.execute(query).scalar()) is not None:
+        found.append(_EPOCH + timedelta(days=at // _DAY))
+        query = first.where(_within(midnight(found[-1]) + _DAY, before))
+    return found
+
+
+def midnight(day: date) -> int:
+    """Return the moment when a day begins, in UTC, in microseconds since 1970."""
+    return (day - _EPOCH).days * _DAY
+
+
 def _export_day(
-    database: Database, out: Path, day: date, span: int, now: datetime, names: tuple[str, str], step: Step
+    connection: sa.Connection,
+    out: Path,
+    day: date,
+    span: int,
+    now: datetime,
+    names: tuple[str, str],
+    step: Step,
 ) -> list[Day]:
-    start = (day - _EPOCH).days * _DAY
-    told = Day(day.isoformat(), final=now.timestamp() * 1e6 > start + _DAY + span)
-    with database.reading() as connection:
-        total = _count(connection, start)
-        if not total:
-            return []
-        credit = _credits(connection, start, span, told)
-        with atomic_directory(partition(out, day)) as aside:
-            _write(connection, start, credit, told, aside, names, step(told.day, total))
-            (aside / MANIFEST).write_text(json.dumps(asdict(told), indent=1) + "\n", encoding="utf-8")
+    start = midnight(day)
+    until = start + _DAY + span
+    told = Day(day.isoformat(), final=now.timestamp() * 1e6 > until, until=until)
+    total = _count(connection, exposures.c.served, _within(start, start + _DAY))
+    if not total:
+        return []
+    told.stored, told.events = _stored(connection, start, until)
+    credit = _credits(connection, start, span, told)
+    with atomic_directory(partition(out, day)) as aside:
+        _write(connection, start, credit, told, aside, names, step(told.day, total))
+        (aside / MANIFEST).write_text(json.dumps(asdict(told), indent=1) + "\n", encoding="utf-8")
     return [told]
 
 
-def _days(database: Database) -> list[date]:
-    query = sa.select(exposures.c.time // _DAY).distinct().where(exposures.c.served)
-    return sorted(_EPOCH + timedelta(days=int(found)) for (found,) in database.rows(query))
+def _leave(connection: sa.Connection, name: str, day: date, *, asked: bool) -> None:
+    """Tell of a day that may not be written any more: it would take the place of a partition that has all of it."""
+    problem = f"exposures of {day} were pruned"
+    if asked:
+        raise DataError(problem, where=name, remedy="its partition stays as it is; leave out --day")
+    start = midnight(day)
+    left = _count(connection, exposures.c.served, _within(start, start + _DAY))
+    log.warning("%s; %d that are there are not exported", problem, left)
 
 
-def _is_final(folder: Path) -> bool:
+def _manifest(folder: Path) -> dict[str, Any] | None:
     try:
-        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["final"])
+        found: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
+        return None
+    return found
+
+
+def _settled(connection: sa.Connection, folder: Path, start: int) -> bool:
+    """Tell whether a partition is final and nothing of its day came after it was written."""
+    told = _manifest(folder)
+    if told is None or not told["final"]:
         return False
+    if not told.get("until"):  # of a release that did not count
+        return True
+    stored, seen = _stored(connection, start, told["until"])
+    return stored <= int(told["stored"]) and seen <= int(told["events"])
 
 
-def _count(connection: sa.Connection, start: int) -> int:
-    query = (
-        sa.select(sa.func.count()).select_from(exposures).where(exposures.c.served, _within(start, start + _DAY))
-    )
-    return int(connection.execute(query).scalar_one())
+def _stored(connection: sa.Connection, start: int, until: int) -> tuple[int, int]:
+    """Count a day's exposures, and the events that may count for them, in the indices of their times."""
+    of_day = _count(connection, _within(start, start + _DAY))
+    return of_day, _count(connection, events.c.time >= start - SKEW, events.c.time < until)
 
 
-def _within(start: int, stop: int) -> sa.ColumnElement[bool]:
-    return sa.and_(exposures.c.time >= start, exposures.c.time < stop)
+def _count(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> int:
+    return int(connection.execute(sa.select(sa.func.count()).where(*conditions)).scalar_one())
+
+
+def _within(start: int, stop: int | None) -> sa.ColumnElement[bool]:
+    return sa.and_(exposures.c.time >= start, sa.true() if stop is None else exposures.c.time < stop)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from serving.database import Database, Row, Unavailable
 from serving.events import EventStore, NotStored, assigned, exposure, items_of
 from serving.experiments import Experiments
 from serving.guardrails import Guardrails
+from serving.kept import Kept
 from serving.models import Models
 from serving.off_policy import matched
 from serving.router import Assignment, drawn, order
@@ -70,13 +71,14 @@ class Traffic:
         self.store = _store(settings, Database(settings.events_url))
         self.results = LiveResults(Database(settings.events_url), self.experiments)
         self._guardrails = Guardrails(Database(settings.events_url), self.experiments, settings.guardrail_seconds)
+        self.kept = Kept(self._database)
         self._shadows: set[asyncio.Task[None]] = set()
         self._told: set[str] = set()
         self.problem = ""
 
     async def watch(self) -> None:
-        """Follow the experiments that other processes store, and check their guardrails, until cancelled."""
-        await asyncio.gather(self._follow(), self._guardrails.watch())
+        """Follow the experiments that other processes store, check their guardrails, and look at what is kept."""
+        await asyncio.gather(self._follow(), self._guardrails.watch(), self.kept.watch())
 
     async def _follow(self) -> None:
         created = False

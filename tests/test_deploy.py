@@ -15,6 +15,7 @@ from serving.database import Database
 from serving.events import EventStore
 from serving.experiments import Experiments
 from serving.guardrails import PausedArms
+from serving.kept import Kept
 from serving.monitoring import Metrics
 from serving.settings import PREFIX, Settings
 
@@ -80,6 +81,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     with EventStore(database, folder / "spool") as store:
         metrics.watch_store(store)
         metrics.registry.register(PausedArms(Experiments(database)))
+        metrics.registry.register(Kept(database))
         collectors = list(metrics.registry._collector_to_names)
         found = {
             family.name: set(getattr(family, "_labelnames", None) or getattr(one, "_labelnames", ()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +20,10 @@ from pipelines.datasets.config import DataConfig
 from pipelines.features.prepare import prepare
 from pipelines.release.example import SPEC, example_log
 from serving import export as module
-from serving.database import EVENTS, Database, Row
+from serving.database import Database
 from serving.events import exposure
 from serving.export import Day, export
-from serving.schemas import ModelCard
-
-DAY = datetime(2026, 11, 20, tzinfo=UTC)
-LATER = DAY + timedelta(days=30)
-CARD = ModelCard(name="clicks", version=3, hash="ab", gates={"cross": "none:cd"})
-
-
-def micros(hours: float) -> int:
-    return round((DAY + timedelta(hours=hours)).timestamp() * 1e6)
-
-
-def shown(request: str, hours: float, items: str = "ab", *, unit: str = "u", **more: Any) -> Row:
-    table, row = exposure(
-        request_id=request,
-        given=({"user_id": unit, **more}, {"hour": int(hours) % 24}, [{"item_id": item} for item in items]),
-        scores=np.linspace(0.5, 0.25, len(items)),
-        card=CARD,
-        schema_hash="ef",
-        unit="user_id",
-        item="item_id",
-    )
-    return table, {**row, "time": micros(hours)}
-
-
-_number = iter(range(10**6))
-
-
-def event(hours: float, kind: str = "click", **more: Any) -> Row:
-    row = {"event_id": f"e{next(_number)}", "time": micros(hours), "received": 0, "type": kind}
-    return EVENTS, {**row, **more}
+from tests.serving.live_log import CARD, DAY, LATER, event, micros, shown
 
 
 @pytest.fixture
@@ -80,7 +51,8 @@ def test_rows_are_candidates_with_what_came_of_them(database: Database, tmp_path
     rows += [event(2.1, "skip", unit="u", item="c"), event(3, request_id="unknown", candidate=0)]
     database.insert(rows)
     (told,) = export(database, tmp_path / "out", now=LATER)
-    assert told == Day("2026-11-20", True, 2, 3, 1, 1, 1, 1, ["part-00000.parquet"])
+    until = micros(48)
+    assert told == Day("2026-11-20", True, 2, 3, 1, 1, 1, 1, ["part-00000.parquet"], 2, 4, until)
     frame = read(tmp_path / "out")
     shown_columns = frame.select("user_id", "hour", "item_id", "extra", "click", "conversion", "skip", "value")
     assert shown_columns.rows() == [
@@ -129,10 +101,22 @@ def test_late_events_change_a_day_until_it_is_final(database: Database, tmp_path
     database.insert([event(20, request_id="r", candidate=0)])
     assert [told.final for told in export(database, out, now=DAY + timedelta(hours=49))] == [True]
     assert clicked(out) == [("r", 0)]
-    database.insert([event(3, "conversion", request_id="r", candidate=0)])
     assert export(database, out, now=LATER) == []
-    assert export(database, out, now=LATER, again=True)[0].conversions == 1
+    assert len(export(database, out, now=LATER, again=True)) == 1
     assert export(database, out, now=LATER, days=[date(2026, 11, 19)]) == []
+
+
+def test_what_comes_after_a_day_is_final_is_exported_too(database: Database, tmp_path: Path) -> None:
+    database.insert([shown("r", 1), shown("next", 25)])
+    export(database, tmp_path, now=LATER)
+    database.insert([event(3, "conversion", request_id="r", candidate=0)])  # from a phone that was offline
+    assert [told.conversions for told in export(database, tmp_path, now=LATER)] == [1]
+    database.insert([shown("spooled", 2)])  # by a server that was away
+    assert [told.exposures for told in export(database, tmp_path, now=LATER)] == [2]
+    database.insert([event(49.5, request_id="r", candidate=1)])  # too late to count
+    assert [told.day for told in export(database, tmp_path, now=LATER)] == ["2026-11-21"]
+    assert export(database, tmp_path, now=LATER) == []
+    assert sorted(set(read(tmp_path)["served_request_id"])) == ["next", "r", "spooled"]
 
 
 def test_shadow_arms_are_not_training_data(database: Database, tmp_path: Path) -> None:
