@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
     commands.command(
         "prune",
         epilog="Examples:\n\nsluice events prune --older-than 90d --dry-run\n\n"
-        "sluice events export --out runs/logs && sluice events prune --older-than 90d --exported runs/logs\n\n"
+        "sluice events prune --older-than 90d --exported runs/logs\n\n"
         "sluice events prune --before 2026-01-01 --events postgresql://sluice@db/events --json -",
     )(prune)
     app.add_typer(commands)
