@@ -65,7 +65,7 @@ def create_app(
     if features is not None:
         metrics.features_up.set_function(lambda: features.stored is not None)
     models = Models(settings, on_swap=metrics.serves, on_refusal=refused)
-    batcher = Batcher(_limits(settings), on_pass=metrics.passed)
+    batcher = Batcher(_limits(settings), on_pass=metrics.passed, on_failure=metrics.pass_failures.inc)
     metrics.waiting.set_function(lambda: batcher.waiting_rows)
     traffic = None if settings.events_url is None else Traffic(settings, models, batcher)
     if traffic is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,7 +15,10 @@ import numpy as np
 import torch
 
 from ctr_models.batch import EncodedRows
+from serving.line import Line
 from serving.stages import Stages
+
+log = logging.getLogger("sluice.scoring")
 
 SLOWNESS_MEMORY = 0.9
 """What a new pass leaves of the old estimate of how much slower passes are than they were when measured."""
@@ -68,13 +72,20 @@ class Late(Exception):
     """The request's deadline passed before it was its turn; nothing was computed."""
 
 
-@dataclass(eq=False)
+class Gone(Exception):
+    """The client went away before it was the request's turn; nothing was computed."""
+
+
+@dataclass(eq=False, slots=True)
 class _Job:
     scorer: Passes
     request: Encoded
     deadline: float
     answer: asyncio.Future[np.ndarray]
     stages: Stages | None
+    line: Line | None
+    alone: bool = False
+    """Whether it must have a pass of its own, because one that it shared has failed."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +117,13 @@ class Batcher:
     There is no window to wait for: a pass begins as soon as a thread is free, with what is there. What arrives
     meanwhile makes the next one. All but longer passes happens on the event loop, which has no locks.
 
+    When a shared pass fails, each of its requests gets one of its own, once, so that the error stays with those
+    that bring it.
+
     Args:
         limits: of a pass and of the queue.
-        on_pass: called after each pass with the number of its requests and of its rows.
+        on_pass: called after each pass that scored, with the number of its requests and of its rows.
+        on_failure: called after each shared pass that failed.
 
     Example:
         >>> class Halves:
@@ -124,8 +139,13 @@ class Batcher:
         array([0.5, 0.5])
     """
 
-    def __init__(self, limits: Limits, on_pass: Callable[[int, int], None] = lambda *_: None) -> None:
-        self.limits, self._on_pass = limits, on_pass
+    def __init__(
+        self,
+        limits: Limits,
+        on_pass: Callable[[int, int], None] = lambda *_: None,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.limits, self._on_pass, self._on_failure = limits, on_pass, on_failure
         self._queue: deque[_Job] = deque()
         self._rows, self._free, self._woken = 0, limits.threads, False
         self._slowness = 1.0
@@ -144,6 +164,7 @@ class Batcher:
         request: Encoded,
         deadline: float = float("inf"),
         stages: Stages | None = None,
+        line: Line | None = None,
     ) -> np.ndarray:
         """Return the request's scores, (N,) float32.
 
@@ -152,10 +173,12 @@ class Batcher:
             request: encoded by this scorer.
             deadline: by ``time.perf_counter()``; after it nothing is begun.
             stages: of the request; the wait and the pass are added.
+            line: to the client; once it is lost nothing is begun.
 
         Raises:
             Overloaded: at once; too much waits already.
             Late: the deadline passed while it waited.
+            Gone: the line was lost while it waited.
         """
         if self._queue:
             wait = self._expected(scorer)
@@ -163,7 +186,7 @@ class Batcher:
             if full or wait > self.limits.queue_milliseconds / 1000:
                 raise Overloaded(wait)
         loop = asyncio.get_running_loop()
-        job = _Job(scorer, request, deadline, loop.create_future(), stages)
+        job = _Job(scorer, request, deadline, loop.create_future(), stages, line)
         self._queue.append(job)
         self._rows += len(request)
         if not self._woken:  # after what else is ready in this turn of the loop has been queued too
@@ -203,13 +226,20 @@ class Batcher:
         rows = 0
         while self._queue:
             job = self._queue.popleft()
-            if job.answer.done():  # its client has gone
+            if job.answer.done():  # whoever waited for it was cancelled
                 self._rows -= len(job.request)
+                continue
+            if job.line is not None and job.line.lost:
+                self._rows -= len(job.request)
+                job.answer.set_exception(Gone())
                 continue
             if job.deadline < now:
                 self._rows -= len(job.request)
                 job.answer.set_exception(Late())
                 continue
+            if jobs and (job.alone or jobs[0].alone):
+                passed_over.append(job)
+                break
             if jobs and (job.scorer is not jobs[0].scorer or not job.request.fits(jobs[0].request)):
                 passed_over.append(job)
                 continue
@@ -236,44 +266,46 @@ class Batcher:
             self._begin(loop)
 
     def _finish(
-        self,
-        jobs: list[_Job],
-        answers: list[np.ndarray | Exception],
-        begin: float,
-        seconds: float,
+        self, jobs: list[_Job], answers: list[np.ndarray] | Exception, begin: float, seconds: float
     ) -> None:
         self._free += 1
+        if isinstance(answers, Exception):
+            self._fail(jobs, answers)
+            return
         for job, answer in zip(jobs, answers, strict=True):
             if job.answer.done():
                 continue
             if job.stages is not None:
                 job.stages.end("queue", begin)
                 job.stages.end("forward", begin + seconds)
-            if isinstance(answer, Exception):
-                job.answer.set_exception(answer)
-            else:
-                job.answer.set_result(answer)
+            job.answer.set_result(answer)
         rows = sum(len(job.request) for job in jobs)
         measured = jobs[0].scorer.seconds(rows)
         if measured > 0:
             self._slowness = SLOWNESS_MEMORY * self._slowness + (1 - SLOWNESS_MEMORY) * seconds / measured
         self._on_pass(len(jobs), rows)
 
+    def _fail(self, jobs: list[_Job], error: Exception) -> None:
+        """Give each request of a pass that failed one of its own; a request that had one gets the error."""
+        if len(jobs) == 1:
+            if not jobs[0].answer.done():
+                jobs[0].answer.set_exception(error)
+            return
+        fields = {"requests": len(jobs), "rows": sum(len(job.request) for job in jobs)}
+        log.error("a shared pass failed, its requests go each alone", exc_info=error, extra={"fields": fields})
+        self._on_failure()
+        for job in jobs:
+            job.alone = True
+        self._queue.extendleft(reversed(jobs))
+        self._rows += fields["rows"]
 
-def _pass(jobs: list[_Job]) -> tuple[list[np.ndarray | Exception], float, float]:
-    """Score the requests together; return scores or an error of each, when it began and the seconds it took."""
+
+def _pass(jobs: list[_Job]) -> tuple[list[np.ndarray] | Exception, float, float]:
+    """Score requests together; return the scores of each or the error, when it began and the seconds it took."""
     begin = time.perf_counter()
-    scorer, answers = jobs[0].scorer, list[np.ndarray | Exception]()
+    answers: list[np.ndarray] | Exception
     try:
-        answers += scorer.run([job.request for job in jobs])
+        answers = jobs[0].scorer.run([job.request for job in jobs])
     except Exception as error:
-        # An error stays with the request that brings it.
-        answers += [error] if len(jobs) == 1 else [_alone(job) for job in jobs]
+        answers = error
     return answers, begin, time.perf_counter() - begin
-
-
-def _alone(job: _Job) -> np.ndarray | Exception:
-    try:
-        return job.scorer.run([job.request])[0]
-    except Exception as error:
-        return error

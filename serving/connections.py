@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from serving.line import Line
 
 HEAD_BYTES = 32 * 1024
 """Of a request's line and headers."""
@@ -35,6 +38,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._line = Line()
+        self._answered: RequestResponseCycle | None = None  # the request whose turn it is, or was last
         self._timer: asyncio.TimerHandle | None = None  # until which what is being sent must be here
         self._unread: asyncio.TimerHandle | None = None  # until which the client must read
         self._head, self._size = True, 0  # whether a head is awaited, and bytes since the last request's end
@@ -46,6 +51,9 @@ class Connection(HttpToolsProtocol):
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._line.lost = True
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True  # uvicorn tells only the last that came
         self._disarm()
         self.resume_writing()
         super().connection_lost(exc)
@@ -68,7 +76,12 @@ class Connection(HttpToolsProtocol):
         self._head = False
         self._disarm()
         if not self._turned_away():
+            self.scope["state"]["line"] = self._line
             super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body that somebody waits for."""

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from ctr_models.errors import ArtifactError
+from pipelines.features.online import overlaid
 from serving.database import ASSIGNMENTS, EXPOSURES, Database, Row, Unavailable, Unfit
 from serving.router import Assignment, order, unit_text
 from serving.schemas import ModelCard
@@ -372,7 +373,7 @@ def exposure(
     if positions is None or propensities is None:
         positions, propensities = order(scores, epsilon=0.0, seed=request_id)
     user, context, candidates = given
-    situation = {**user, **context}
+    situation = overlaid(user, context)
     first = assignments[0] if assignments else None
     content = {
         "user": user,
@@ -406,8 +407,8 @@ def items_of(given: tuple[Columns, Columns, Sequence[Columns]], item: str | None
     if item is None:
         return None
     user, context, candidates = given
-    common = context.get(item, user.get(item))
-    return [unit_text(one.get(item, common)) for one in candidates]
+    common = overlaid(user, context).get(item)
+    return [unit_text(common if (own := one.get(item)) is None else own) for one in candidates]
 
 
 def assigned(

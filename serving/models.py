@@ -169,7 +169,8 @@ class Models:
         except Exception as error:
             slot.failures = slot.failures + 1 if found == slot.refused else 1
             slot.refused = found
-            slot.again = time.monotonic() + min(LONGEST_PAUSE, self._settings.poll_seconds * 2**slot.failures)
+            pause = self._settings.poll_seconds * 2.0 ** min(slot.failures, 60)  # a float has no 2**1024
+            slot.again = time.monotonic() + min(LONGEST_PAUSE, pause)
             self._refuse(slot, error)
             return
         slot.seen = found

@@ -78,6 +78,9 @@ class Metrics:
         self.pass_requests = Histogram(
             "sluice_pass_requests", "Requests that share a forward pass.", buckets=_ROWS, registry=own
         )
+        self.pass_failures = RareCounter(
+            "sluice_pass_failures_total", "Shared passes that failed; their requests went each alone.", registry=own
+        )
         self.waiting = Gauge("sluice_queue_rows", "Candidates that wait for a pass.", registry=own)
         self.in_hand = Gauge("sluice_requests_in_hand", "Requests that are being answered.", registry=own)
         self.features_up = Gauge("sluice_features_up", "Whether the online feature store answers.", registry=own)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.features.online import CandidateColumns
+from pipelines.features.online import CandidateColumns, overlaid
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.stored import Stored
 from serving.schemas import Missing, StoredFeatures
@@ -44,7 +44,7 @@ class Found:
         return cls(None, [None] * len(item_ids), None)
 
     def fill(self, spec: FeatureSpec, user: Columns, context: Columns, candidates: Sequence[Columns]) -> Request:
-        """Fill in what a request leaves out; what it gives wins, a null too.
+        """Fill in what a request leaves out, or gives as null; what it gives wins.
 
         Args:
             spec: of the model that will score it; columns it does not read stay out.
@@ -60,13 +60,13 @@ class Found:
             ({'city': 'Graz'}, {}, [{'shop': 1, 'ad': 3}, {'ad': 4}])
         """
         # A name that user or context give holds for every candidate that gives none.
-        free = set(spec.request_columns).difference(user, context)
+        free = set(spec.request_columns).difference(k for k, v in overlaid(user, context).items() if v is not None)
         stored = {k: v for k, v in (self.user or {}).items() if k in free}
         filled = [
-            {**{k: v for k, v in item.items() if k in free}, **one} if item else one
+            overlaid({k: v for k, v in item.items() if k in free}, one) if item else one
             for item, one in zip(self.items, candidates, strict=True)
         ]
-        return {**stored, **user}, context, filled
+        return overlaid(stored, user), context, filled
 
     def report(self, user_id: Any, item_ids: Sequence[Any]) -> StoredFeatures:
         """Say in an answer what was not there, of what was asked for."""
@@ -86,8 +86,8 @@ class OnlineFeatures(Protocol):
         """What it holds; None while it can't answer."""
         ...
 
-    async def fetch(self, user_id: Any, item_ids: Sequence[Any]) -> Found:
-        """Look up a user and items by raw ids; None is nobody. Never raises."""
+    async def fetch(self, spec: FeatureSpec, user_id: Any, item_ids: Sequence[Any]) -> Found:
+        """Look up a user and items by raw ids, as a model names them; None is nobody. Never raises."""
         ...
 
     async def refresh(self) -> None:
@@ -140,13 +140,16 @@ def ids_of(
     spec: FeatureSpec, user: Columns, context: Columns, candidates: Sequence[Columns]
 ) -> tuple[Any, list[Any]]:
     """Return the raw ids in a request, of the user and of each candidate; None where there is none."""
-    user_id = context.get(spec.user, user.get(spec.user)) if spec.user is not None else None
-    item_ids: Sequence[Any] = [None] * len(candidates)
-    if spec.item is not None and isinstance(candidates, CandidateColumns):
-        item_ids = candidates.columns.get(spec.item, item_ids)
-    elif spec.item is not None:
+    common = overlaid(user, context)
+    user_id = common.get(spec.user) if spec.user is not None else None
+    if spec.item is None:
+        return _id(user_id), [None] * len(candidates)
+    if isinstance(candidates, CandidateColumns):
+        item_ids = candidates.columns.get(spec.item, [None] * len(candidates))
+    else:
         item_ids = [c.get(spec.item) for c in candidates]
-    return _id(user_id), [_id(one) for one in item_ids]
+    of_all = common.get(spec.item)
+    return _id(user_id), [_id(of_all if one is None else one) for one in item_ids]
 
 
 def _id(value: Any) -> Any:
@@ -154,10 +157,18 @@ def _id(value: Any) -> Any:
     return value if isinstance(value, str | int | float) and value != "" and value == value else None
 
 
-def stored_ids(stored: Stored, user_id: Any, item_ids: Sequence[Any]) -> tuple[str | None, list[str | None]]:
-    """Return raw ids as they are stored; None where there is none, or none can be."""
-    user = stored.user.id(user_id) if stored.user is not None else None
-    return user, [stored.item.id(one) if stored.item is not None else None for one in item_ids]
+def stored_ids(
+    stored: Stored, spec: FeatureSpec, user_id: Any, item_ids: Sequence[Any]
+) -> tuple[str | None, list[str | None]]:
+    """Return raw ids as they are stored; None where there is none, or none can be.
+
+    Nor are there any by the names of another column than the store's: equal ids would be others there.
+    """
+    user, item = stored.user, stored.item
+    user_form = user.id(user_id) if user is not None and user.key == spec.user else None
+    if item is None or item.key != spec.item:
+        return user_form, [None] * len(item_ids)
+    return user_form, [item.id(one) for one in item_ids]
 
 
 def status_of(where: str, version: str | None, manifest: dict[str, Any], problem: str) -> dict[str, Any]:

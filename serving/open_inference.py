@@ -24,6 +24,7 @@ from fastapi import FastAPI, Request, Response
 from ctr_models.errors import SluiceError, nearest
 from pipelines.features.online import CandidateColumns
 from pipelines.features.spec import FeatureSpec
+from serving.line import line_of
 from serving.schemas import REQUEST_ID, ModelCard, Question, Refused, read_object
 from serving.scorer import Scorer
 from serving.scoring import Scoring
@@ -219,12 +220,14 @@ def add_routes(
     async def model(name: str, version: str | None = None) -> Response:
         return _told(metadata(name, found(name, version)))
 
-    async def score(name: str, scorer: Scorer, frame: pl.DataFrame, request_id: str) -> np.ndarray:
+    async def score(request: Request, name: str, scorer: Scorer, frame: pl.DataFrame) -> np.ndarray:
+        line = line_of(request.scope)
         question = one_user(frame, scorer.bundle.state.spec) if scoring.keeps else None
         if question is None:
             encoded = await asyncio.to_thread(scorer.encode_frame, frame)
-            return await scoring.score(name, scorer, encoded)
-        return (await scoring.answer(question, slot=name, request_id=request_id, scorer=scorer)).scores
+            return await scoring.score(name, scorer, encoded, line=line)
+        asked = scoring.answer(question, slot=name, request_id=request.state.request_id, scorer=scorer, line=line)
+        return (await asked).scores
 
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         found(name, version)  # before a body is read that nobody can answer
@@ -238,7 +241,7 @@ def add_routes(
             request.state.candidates = len(asked.frame)
             if asked.id is not None and re.fullmatch(REQUEST_ID, asked.id):
                 request.state.request_id = asked.id
-            scores = await score(name, scorer, asked.frame, request.state.request_id)
+            scores = await score(request, name, scorer, asked.frame)
         except SluiceError as error:
             raise _broken(str(error)) from None
         except Refused as error:

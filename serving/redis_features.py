@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctr_models.errors import ArtifactError, ConfigError
 from pipelines.features.redis_store import CURRENT, decode, entity_keys, manifest_key, parse_manifest, server_name
+from pipelines.features.spec import FeatureSpec
 from pipelines.features.stored import Stored
 from serving.online_features import LOOK_SECONDS, Found, status_of, stored_ids
 
@@ -65,26 +66,26 @@ class RedisFeatures:
     def stored(self) -> Stored | None:
         return None if self._problem else self._stored
 
-    async def fetch(self, user_id: Any, item_ids: Sequence[Any]) -> Found:
+    async def fetch(self, spec: FeatureSpec, user_id: Any, item_ids: Sequence[Any]) -> Found:
         if self._problem:
             return Found.nothing(item_ids)
         try:
-            found = await self._fetch(user_id, item_ids)
+            found = await self._fetch(spec, user_id, item_ids)
             while found is None:  # another version is current now
                 await self._open()
-                found = await self._fetch(user_id, item_ids)
+                found = await self._fetch(spec, user_id, item_ids)
         except Exception as error:
             self._fail(error)
             return Found.nothing(item_ids)
         self._timeouts = 0
         return found
 
-    async def _fetch(self, user_id: Any, item_ids: Sequence[Any]) -> Found | None:
+    async def _fetch(self, spec: FeatureSpec, user_id: Any, item_ids: Sequence[Any]) -> Found | None:
         """Ask for the current version and all values at once; None if the version is not the one that is known."""
         stored, version = self._stored, self._version
         assert stored is not None
         assert version is not None
-        user, items = stored_ids(stored, user_id, item_ids)
+        user, items = stored_ids(stored, spec, user_id, item_ids)
         keys = entity_keys(version, "users", [user] if user is not None else [])
         keys += entity_keys(version, "items", [one for one in items if one is not None])
         answer: list[Any] = await self._client.mget([CURRENT, *keys])

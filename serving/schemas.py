@@ -24,7 +24,7 @@ _WANTED = {"dict_type": "an object", "list_type": "a list", "string_type": "text
 
 
 class ScoreRequest(BaseModel):
-    """One user, one situation, many candidates, as raw values. A column that is left out is missing."""
+    """One user, one situation, many candidates, as raw values. A column that is left out, or null, is missing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     user: dict[str, Any] = Field(default_factory=dict, description="Columns of the user, histories included.")

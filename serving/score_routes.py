@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from pydantic import WithJsonSchema
 
 from serving import arrow
 from serving.limits import ARROW, JSON, Intake
+from serving.line import line_of
 from serving.openapi import BATCH_PATH, SCORE_PATH
 from serving.schemas import BatchResponse, Problems, Question, Refused, ScoreResponse, parse_batch, parse_request
 from serving.scoring import Answer, Scoring
@@ -71,7 +73,12 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
             state.request_id = asked.request_id
         state.candidates = len(asked.candidates)
         answer = await scoring.answer(
-            asked, slot=model, request_id=state.request_id, deadline=deadline, stages=state.stages
+            asked,
+            slot=model,
+            request_id=state.request_id,
+            deadline=deadline,
+            stages=state.stages,
+            line=line_of(request.scope),
         )
         if _wants_arrow(request):
             reply = Response(arrow.reply([answer], [state.request_id]), media_type=ARROW)
@@ -102,7 +109,12 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         state.candidates = sum(len(one.candidates) for one in asked if isinstance(one, Question))
         asked, ids = _named(asked, state.request_id)
         answers = await scoring.answer_all(
-            asked, slot=model, request_ids=ids, deadline=deadline, stages=state.stages
+            asked,
+            slot=model,
+            request_ids=ids,
+            deadline=deadline,
+            stages=state.stages,
+            line=line_of(request.scope),
         )
         if _wants_arrow(request):
             reply = Response(arrow.reply(answers, ids), media_type=ARROW)
@@ -114,7 +126,7 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
 
 
 def _named(asked: Sequence[Question | Refused], request_id: str) -> tuple[list[Question | Refused], list[str]]:
-    """Give each request of a batch an id; refuse one that takes another's.
+    """Give each request of a batch an id that no other has; refuse one that takes another's.
 
     Example:
         >>> mine, same, none = (Question([{}], request_id=one) for one in ("a", "a", None))
@@ -122,15 +134,19 @@ def _named(asked: Sequence[Question | Refused], request_id: str) -> tuple[list[Q
         >>> [type(one).__name__ for one in asked], ids
         (['Question', 'Refused', 'Question'], ['a', 'batch-1', 'batch-2'])
     """
+    wanted = {one.request_id for one in asked if isinstance(one, Question)}
     found: list[Question | Refused] = []
-    ids: list[str] = []
+    ids: dict[str, None] = {}
     for i, one in enumerate(asked):
         given = one.request_id if isinstance(one, Question) else None
         if given is not None and given in ids:
             one, given = Refused.of(422, ("request_id",), "another request of the batch has this id", "taken"), None
+        if given is None:
+            given = f"{request_id[-115:]}-{i}"
+            given = uuid.uuid4().hex if given in wanted else given
         found.append(one)
-        ids.append(given or f"{request_id[:115]}-{i}")
-    return found, ids
+        ids[given] = None
+    return found, list(ids)
 
 
 def _told(answer: Answer | Refused, request_id: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from starlette.requests import ClientDisconnect
 
 from ctr_models.errors import RequestError
-from pipelines.features.online import CandidateColumns
-from serving.batching import Batcher, Encoded, Late, Overloaded
+from pipelines.features.online import CandidateColumns, overlaid
+from serving.batching import Batcher, Encoded, Gone, Late, Overloaded
+from serving.line import Line
 from serving.models import Models
 from serving.monitoring import Metrics
 from serving.online_features import Found, OnlineFeatures, ids_of
@@ -21,6 +24,8 @@ from serving.schemas import ModelCard, Question, Refused, StoredFeatures, overlo
 from serving.scorer import Scorer
 from serving.stages import Stages
 from serving.traffic import Decision, Given, Traffic
+
+error_log = logging.getLogger("sluice.error")
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class Scoring:
         deadline: float = math.inf,
         stages: Stages | None = None,
         scorer: Scorer | None = None,
+        line: Line | None = None,
     ) -> Answer:
         """Score a request.
 
@@ -94,9 +100,11 @@ class Scoring:
             deadline: by ``time.perf_counter()``; after it nothing is computed.
             stages: of the request, to which those of the answer are added.
             scorer: of the slot, that shall answer whatever comes meanwhile; the request is then in no experiment.
+            line: to the client; once it is lost nothing is computed, and no exposure is left.
 
         Raises:
             Refused: with the status and the problems.
+            ClientDisconnect: the line is lost.
         """
         stages, begin = stages or Stages(), time.perf_counter()
         slot = asked.model or slot
@@ -112,7 +120,7 @@ class Scoring:
         except RequestError as error:
             raise refused_value(error, scorer.columns) from None
         stages.end("encode")
-        scores = await self.score(decision.slot, scorer, encoded, deadline, stages)
+        scores = await self.score(decision.slot, scorer, encoded, deadline, stages, line)
         said: dict[str, Any] = {}
         if self.traffic is not None:
             if isinstance(given[2], CandidateColumns):
@@ -129,6 +137,7 @@ class Scoring:
         encoded: Encoded,
         deadline: float = math.inf,
         stages: Stages | None = None,
+        line: Line | None = None,
     ) -> np.ndarray:
         """Score what is encoded, and count it.
 
@@ -138,15 +147,22 @@ class Scoring:
             encoded: N candidates.
             deadline: as in :meth:`answer`.
             stages: likewise.
+            line: likewise.
 
         Returns:
             (N,) float32.
 
         Raises:
             Refused: 503, too much waits already; 504, the deadline passed; 422, a score is no number.
+            ClientDisconnect: the line was lost, before the pass or by its end.
         """
         try:
-            scores = await self.batcher.score(scorer, encoded, deadline, stages)
+            scores = await self.batcher.score(scorer, encoded, deadline, stages, line)
+            if line is not None and line.lost:
+                raise Gone
+        except Gone:
+            self.metrics.errors.labels("gone").inc()
+            raise ClientDisconnect from None
         except Overloaded as error:
             raise overloaded(error.seconds) from None
         except Late:
@@ -168,6 +184,7 @@ class Scoring:
         request_ids: Sequence[str],
         deadline: float = math.inf,
         stages: Stages | None = None,
+        line: Line | None = None,
     ) -> list[Answer | Refused]:
         """Score many requests at once; they share forward passes as concurrent ones do.
 
@@ -177,6 +194,10 @@ class Scoring:
             request_ids: one each.
             deadline: of all.
             stages: of them together, to which those of each are added.
+            line: as in :meth:`answer`.
+
+        Raises:
+            ClientDisconnect: the line is lost.
         """
         together = stages or Stages()
 
@@ -185,11 +206,19 @@ class Scoring:
                 if isinstance(question, Refused):
                     raise question
                 return await self.answer(
-                    question, slot=slot, request_id=request_id, deadline=deadline, stages=together.part()
+                    question,
+                    slot=slot,
+                    request_id=request_id,
+                    deadline=deadline,
+                    stages=together.part(),
+                    line=line,
                 )
-            except Refused as error:
-                self.metrics.errors.labels(error.problems[0].type).inc()
-                return error
+            except ClientDisconnect:
+                raise
+            except Exception as error:
+                refused = error if isinstance(error, Refused) else _internal(request_id)
+                self.metrics.errors.labels(refused.problems[0].type).inc()
+                return refused
 
         return await asyncio.gather(*map(one, asked, request_ids))
 
@@ -197,8 +226,8 @@ class Scoring:
         """Look up what is stored of a request's user and candidates."""
         if self.features is None:
             return None
-        ids = ids_of(scorer.bundle.state.spec, asked.user, asked.context, asked.candidates)
-        found = await self.features.fetch(*ids)
+        spec = scorer.bundle.state.spec
+        found = await self.features.fetch(spec, *ids_of(spec, asked.user, asked.context, asked.candidates))
         stages.end("fetch")
         return found
 
@@ -207,7 +236,7 @@ class Scoring:
         if self.traffic is None:
             return Decision(slot)
         stored = found.user if found is not None else None
-        return self.traffic.decide({**stored, **asked.user} if stored else asked.user, asked.context, slot)
+        return self.traffic.decide(overlaid(stored, asked.user) if stored else asked.user, asked.context, slot)
 
     def _encoded(
         self, scorer: Scorer, asked: Question, found: Found | None
@@ -228,6 +257,12 @@ class Scoring:
         stored = found.report(*ids)
         self.metrics.looked_up(stored)
         return encoded, given, stored
+
+
+def _internal(request_id: str) -> Refused:
+    """Log the error at hand under its request, of which no more is told outward."""
+    error_log.exception("a request of a batch failed", extra={"fields": {"request_id": request_id}})
+    return Refused.of(500, (), "internal error", "internal")
 
 
 def _same_ids(one: Scorer, other: Scorer) -> bool:

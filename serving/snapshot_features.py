@@ -12,6 +12,7 @@ from typing import Any
 
 from ctr_models.errors import ArtifactError
 from pipelines.features.snapshot import MANIFEST, Snapshot
+from pipelines.features.spec import FeatureSpec
 from pipelines.features.stored import Stored
 from serving.online_features import LOOK_SECONDS, Found, status_of, stored_ids
 
@@ -39,11 +40,11 @@ class SnapshotFeatures:
     def stored(self) -> Stored | None:
         return self._snapshot.stored if self._snapshot is not None else None
 
-    async def fetch(self, user_id: Any, item_ids: Sequence[Any]) -> Found:
+    async def fetch(self, spec: FeatureSpec, user_id: Any, item_ids: Sequence[Any]) -> Found:
         snapshot = self._snapshot
         if snapshot is None:
             return Found.nothing(item_ids)
-        user, items = stored_ids(snapshot.stored, user_id, item_ids)
+        user, items = stored_ids(snapshot.stored, spec, user_id, item_ids)
         (found,) = snapshot.find("users", [user]) if user is not None else [None]
         rows = iter(snapshot.find("items", [one for one in items if one is not None]))
         return Found(found, [next(rows) if one is not None else None for one in items], snapshot.version)

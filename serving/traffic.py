@@ -14,6 +14,7 @@ import numpy as np
 
 from ctr_models.errors import ConfigError, RequestError
 from pipelines.experiments.experiment import Arm
+from pipelines.features.online import overlaid
 from serving.analysis import LiveResults
 from serving.batching import Batcher, Late, Overloaded
 from serving.database import Database, Row, Unavailable
@@ -118,7 +119,7 @@ class Traffic:
             user, context: columns of the request.
             slot: that it asks for; None: the default.
         """
-        columns, model = {**user, **context}, slot or self._models.default.name
+        columns, model = overlaid(user, context), slot or self._models.default.name
         assignments, chosen = [], None
         for assignment in self.experiments.router.assign(columns, at=datetime.now(UTC), model=model):
             arm = assignment.arm

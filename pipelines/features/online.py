@@ -41,7 +41,7 @@ class CandidateColumns(Sequence[Mapping[str, Any]]):
 
     Args:
         size: candidates.
-        columns: values by name, one a candidate; None is a value that is given and missing.
+        columns: values by name, one a candidate; None where a candidate gives none.
 
     Example:
         >>> some = CandidateColumns(2, {"ad": ["a", "b"], "price": [1.5, None]})
@@ -61,12 +61,25 @@ class CandidateColumns(Sequence[Mapping[str, Any]]):
         return {name: values[place] for name, values in self.columns.items()}
 
 
+def overlaid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two parts of a request as one; the second wins where it gives a value, which null is not.
+
+    Example:
+        >>> overlaid({"city": "Graz", "age": 40}, {"city": None, "age": 41, "shop": None})
+        {'city': 'Graz', 'age': 41, 'shop': None}
+    """
+    whole = {**under, **over}
+    if NoneType in map(type, over.values()):
+        whole |= {name: under[name] for name, value in over.items() if value is None and name in under}
+    return whole
+
+
 class OnlineEncoder:
     """Encodes requests by a FeatureState.
 
-    The raw row of a candidate is ``{**user, **context, **candidate}``; a column that none of them gives is
-    missing. A history made from the log is given as a list under its name, oldest first. A column that no
-    candidate gives is encoded once, and repeated where rows are asked for.
+    The raw row of a candidate is ``{**user, **context, **candidate}``, in which null gives nothing; a column that
+    none of them gives is missing. A history made from the log is given as a list under its name, oldest first. A
+    column that no candidate gives is encoded once, and repeated where rows are asked for.
 
     Args:
         state: fitted.
@@ -228,7 +241,7 @@ class _Request:
         allowed: frozenset[str],
     ) -> None:
         self.user, self.context, self.candidates = user, context, candidates
-        self.common = {**user, **context}
+        self.common = overlaid(user, context)
         self.columns = candidates.columns if isinstance(candidates, CandidateColumns) else None
         self.named = set().union(*candidates) if self.columns is None else set(self.columns)
         self.hashed: dict[_Part, tuple[Hashed, bool]] = {}
@@ -256,9 +269,10 @@ class _Request:
         common = self.common.get(name)
         if name not in self.named:
             return [common], True
-        if self.columns is not None:
-            return self.columns[name], False
-        return [c.get(name, common) for c in self.candidates], False
+        values = self.columns[name] if self.columns is not None else [c.get(name) for c in self.candidates]
+        if common is not None and NoneType in map(type, values):
+            values = [common if one is None else one for one in values]
+        return values, False
 
     def check_plain(self, name: str) -> None:
         """Refuse objects, and lists in lists, in a column that no feature reads: no log holds them."""
@@ -275,9 +289,9 @@ class _Request:
 
     def path(self, name: str, row: int, same: bool) -> str:
         """Return where the value of a row was given."""
-        if not same and name in self.candidates[row]:
+        if not same and self.candidates[row].get(name) is not None:
             return f"candidates.{row}.{name}"
-        return f"{'context' if name in self.context else 'user'}.{name}"
+        return f"{'context' if self.context.get(name) is not None else 'user'}.{name}"
 
     def canonical(self, value: Any, kind: Type, name: str, row: int, same: bool) -> Any:
         """Return the canonical form of a value, or refuse it with its path."""

@@ -262,7 +262,7 @@ class Bundle:
         context: Mapping[str, Any],
         candidates: Sequence[Mapping[str, Any]],
     ) -> np.ndarray:
-        """Score the candidates of one request, each as the row ``{**user, **context, **candidate}``.
+        """Score the candidates of one request, each as the row ``{**user, **context, **candidate}`` without nulls.
 
         What no candidate gives for itself is encoded once and, by models that can, looked up and multiplied once.
 

@@ -13,7 +13,8 @@ import pytest
 
 from ctr_models import Schema, example_rows
 from serving import batching
-from serving.batching import Batcher, Encoded, Late, Overloaded
+from serving.batching import Batcher, Encoded, Gone, Late, Overloaded
+from serving.line import Line
 
 SCHEMA = Schema.of({"item": 50})
 Limits = partial(batching.Limits, inline_milliseconds=0.0)
@@ -161,6 +162,57 @@ def test_an_error_stays_with_its_request() -> None:
         gate.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(f).__name__ for f in found] == ["ndarray", "ndarray", "ValueError", "ndarray"]
+        assert fake.passes == [[1], [3, 13, 2], [3], [13], [2]]
+        assert batcher.waiting_rows == 0
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_shared_pass_that_fails_is_told_and_no_measure_of_time(caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(Fake):
+        def run(self, requests: Sequence[Encoded]) -> list[np.ndarray]:
+            if len(requests) > 1:
+                time.sleep(0.05)
+                raise RuntimeError("all together")
+            return super().run(requests)
+
+    async def run() -> tuple[list[tuple[int, int]], int]:
+        passes, failures = list[tuple[int, int]](), list[int]()
+        batcher = Batcher(
+            Limits(), on_pass=lambda *one: passes.append(one), on_failure=lambda: failures.append(len(passes))
+        )
+        fake = Slow(1e-5)
+        await asyncio.gather(*(batcher.score(fake, request(n)) for n in (3, 4)))
+        batcher.close()
+        assert failures == [0]
+        assert batcher._slowness < 10
+        return passes, len(failures)
+
+    assert asyncio.run(run()) == ([(1, 3), (1, 4)], 1)
+    (told,) = caplog.records
+    assert told.fields == {"requests": 2, "rows": 7}  # type: ignore[attr-defined]
+    assert told.exc_info is not None
+
+
+def test_while_requests_go_alone_their_deadlines_and_lines_hold_and_newcomers_wait() -> None:
+    class Holding(Fake):
+        def run(self, requests: Sequence[Encoded]) -> list[np.ndarray]:
+            if len(requests) == 4:
+                time.sleep(0.05)
+            return super().run(requests)
+
+    async def run() -> None:
+        fake, batcher, line = Holding(), Batcher(Limits()), Line()
+        late = asyncio.create_task(batcher.score(fake, request(5), time.perf_counter() + 0.03))
+        lost = asyncio.create_task(batcher.score(fake, request(6), line=line))
+        tasks = [asyncio.create_task(batcher.score(fake, request(n))) for n in (13, 7)]
+        await asyncio.sleep(0.02)
+        line.lost = True
+        tasks.append(asyncio.create_task(batcher.score(fake, request(8))))
+        found = await asyncio.gather(late, lost, *tasks, return_exceptions=True)
+        assert [type(f) for f in found] == [Late, Gone, ValueError, np.ndarray, np.ndarray]
+        assert fake.passes == [[5, 6, 13, 7], [13], [7], [8]]
         batcher.close()
 
     asyncio.run(run())
@@ -205,12 +257,17 @@ def test_what_is_late_or_gone_is_not_computed() -> None:
         gate = threading.Event()
         fake, batcher = Fake(gate=gate), Batcher(Limits())
         tasks = await waiting(batcher, fake, [3], deadline=time.perf_counter() + 0.03)
-        tasks += [asyncio.create_task(batcher.score(fake, request(n))) for n in (5, 7)]
+        lines = [Line() for _ in range(3)]
+        tasks += [
+            asyncio.create_task(batcher.score(fake, request(n), line=line))
+            for n, line in zip((5, 6, 7), lines, strict=True)
+        ]
         await asyncio.sleep(0.05)
         tasks[2].cancel()
+        lines[1].lost = True
         gate.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [type(f) for f in found] == [np.ndarray, Late, asyncio.CancelledError, np.ndarray]
+        assert [type(f) for f in found] == [np.ndarray, Late, asyncio.CancelledError, Gone, np.ndarray]
         assert fake.passes == [[1], [7]]
         assert batcher.waiting_rows == 0
         batcher.close()

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from pipelines.release.promotion import promote
 from pipelines.release.registry import register
 from pipelines.release.store import default_uri
 from serving.app import create_app
-from serving.models import Models
+from serving.models import LONGEST_PAUSE, Models
 from serving.schemas import Refused
 from serving.settings import Settings
 
@@ -158,6 +159,26 @@ def test_a_refused_bundle_is_not_loaded_again_at_once_and_a_lost_folder_is_told(
         await models.refresh()
         assert models.status()[0]["model"]["hash"] == bundles[0].hash
         assert "problem" not in models.status()[0]
+        models.close()
+
+    asyncio.run(run())
+
+
+def test_a_bundle_that_is_refused_for_months_is_tried_on(bundles: list[Bundle], tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    point(link, bundles[0].directory)
+    refusals: list[str] = []
+
+    async def run() -> None:
+        models = Models(Settings(model=str(link)), on_refusal=lambda slot, reason: refusals.append(reason))
+        await models.load()
+        point(link, damaged(bundles[1], tmp_path / "bad"))
+        await models.refresh()
+        slot = models.slots[models.default.name]
+        slot.failures, slot.again = 2000, 0.0
+        await models.refresh()
+        assert len(refusals) == 2
+        assert slot.again <= time.monotonic() + LONGEST_PAUSE
         models.close()
 
     asyncio.run(run())

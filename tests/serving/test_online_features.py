@@ -63,7 +63,7 @@ def through(store: OnlineFeatures, encoder: OnlineEncoder, asked: list[dict[str,
         for one in asked:
             request = {"user": one["user"]}, {"hour": one["hour"]}, [{"ad": one["ad"]}]
             ids = ids_of(SPEC, *request)
-            found += as_rows(encoder.encode(*(await store.fetch(*ids)).fill(SPEC, *request)))
+            found += as_rows(encoder.encode(*(await store.fetch(SPEC, *ids)).fill(SPEC, *request)))
         await store.close()
         return found
 
@@ -128,11 +128,32 @@ def test_whom_the_log_does_not_know_is_encoded_as_in_training(
 def test_what_the_request_gives_wins() -> None:
     found = Found({"city": "Graz", "age": 7.0, "liked": [10]}, [{"price": 1.0}, None, {"price": 2.0}], "v")
     user, context, candidates = found.fill(
-        SPEC, {"user": "u", "city": None}, {"price": 5.0}, [{"ad": 1}, {"ad": 2}, {"ad": 3, "price": 9.0}]
+        SPEC,
+        {"user": "u", "city": "", "liked": []},
+        {"price": 5.0},
+        [{"ad": 1}, {"ad": 2}, {"ad": 3, "price": 9.0}],
     )
-    assert user == {"user": "u", "city": None, "age": 7.0, "liked": [10]}
+    assert user == {"user": "u", "city": "", "age": 7.0, "liked": []}
     assert context == {"price": 5.0}
     assert candidates == [{"ad": 1}, {"ad": 2}, {"ad": 3, "price": 9.0}]
+
+
+def test_null_gives_nothing() -> None:
+    found = Found({"city": "Graz"}, [{"price": 1.0}, None, {"price": 2.0}], "v")
+    given: Any = [{"ad": 1, "price": None}, {"ad": 2, "price": None}, {"ad": 3, "price": 9.0}]
+    for candidates in (given, CandidateColumns(3, {"ad": [1, 2, 3], "price": [None, None, 9.0]})):
+        filled = found.fill(SPEC, {"user": "u", "city": None}, {"price": None}, candidates)
+        assert filled[0] == {"user": "u", "city": "Graz"}
+        assert list(filled[2]) == [{"ad": 1, "price": 1.0}, {"ad": 2, "price": None}, {"ad": 3, "price": 9.0}]
+    assert found.fill(SPEC, {}, {"price": 5.0}, given)[2] == given
+
+
+def test_ids_are_those_that_are_scored() -> None:
+    assert ids_of(SPEC, {"user": "u"}, {"user": None}, [{}]) == ("u", [None])
+    for candidates in ([{"ad": None}, {"ad": 7}], CandidateColumns(2, {"ad": [None, 7]})):
+        assert ids_of(SPEC, {}, {"ad": 5}, candidates) == (None, [5, 7])
+    for candidates in ([{}], CandidateColumns(1, {})):
+        assert ids_of(SPEC, {"ad": 5}, {}, candidates) == (None, [5])
 
 
 def test_what_is_missing_is_no_id() -> None:
@@ -142,6 +163,20 @@ def test_what_is_missing_is_no_id() -> None:
     assert ids_of(SPEC, {"user": "u"}, {}, [{"ad": one} for one in given]) == ids
     assert ids_of(SPEC, {"user": "u"}, {}, CandidateColumns(6, {"ad": given})) == ids
     assert ids_of(SPEC, {"user": "u"}, {"user": ""}, CandidateColumns(2, {})) == (None, [None, None])
+
+
+def test_ids_of_another_column_find_nobody(tmp_path: Path) -> None:
+    write_snapshot(materialized(LOG), tmp_path / "online")
+
+    async def run() -> list[Found]:
+        store = await opened(SnapshotFeatures(tmp_path / "online"))
+        others = [SPEC.model_copy(update=change) for change in ({}, {"user": "city"}, {"item": "hour"})]
+        return [await store.fetch(spec, "u1", [10]) for spec in others]
+
+    right, other_user, other_item = asyncio.run(run())
+    assert right.user is not None and right.items[0] is not None
+    assert (other_user.user, other_user.items) == (None, right.items)
+    assert (other_item.user, other_item.items) == (right.user, [None])
 
 
 def test_ids_are_enough(serve: Any, stored_bundle: Bundle, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from serving.redis_features import RedisFeatures
 from serving.snapshot_features import SnapshotFeatures
 from tests.serving.stored_log import (
     LOG,
+    SPEC,
     ask,
     expected,
     materialized,
@@ -41,10 +42,10 @@ def test_redis_gives_what_the_snapshot_gives(redis_server: Any, tmp_path: Path) 
         one, other = [await opened(store) for store in stores]
         assert one.stored == other.stored
         for user in users:
-            a, b = await one.fetch(user, ads), await other.fetch(user, ads)
+            a, b = await one.fetch(SPEC, user, ads), await other.fetch(SPEC, user, ads)
             assert (a.user, a.items) == (b.user, b.items)
             assert a.report(user, ads).missing == b.report(user, ads).missing
-        found = (await other.fetch("nobody", ads)).report("nobody", ads)
+        found = (await other.fetch(SPEC, "nobody", ads)).report("nobody", ads)
         assert found.missing.model_dump() == {"user": True, "items": [99, "x", 1.5]}
         await other.close()
 
@@ -96,11 +97,11 @@ def test_one_round_trip_a_request(redis_server: Any) -> None:
 
     async def count() -> int:
         store = await opened(RedisFeatures(redis_server.url, timeout_seconds=5))
-        await store.fetch("u1", [10])
+        await store.fetch(SPEC, "u1", [10])
         with redis.Redis.from_url(redis_server.url) as other:
             before = other.info("stats")["total_commands_processed"]
             for _ in range(10):
-                assert (await store.fetch("u1", [10, 11, 12, 99] * 100)).user is not None
+                assert (await store.fetch(SPEC, "u1", [10, 11, 12, 99] * 100)).user is not None
             after = other.info("stats")["total_commands_processed"]
         await store.close()
         return after - before - 1
@@ -113,7 +114,9 @@ def test_more_requests_than_connections_wait_their_turn(redis_server: Any) -> No
 
     async def crowd() -> None:
         store = await opened(RedisFeatures(redis_server.url, timeout_seconds=10))
-        found = await asyncio.gather(*(store.fetch("u1", [10, 99]) for _ in range(redis_features.CONNECTIONS * 4)))
+        found = await asyncio.gather(
+            *(store.fetch(SPEC, "u1", [10, 99]) for _ in range(redis_features.CONNECTIONS * 4))
+        )
         assert all(one.user is not None and one.items[1] is None for one in found)
         await store.close()
 
@@ -126,10 +129,10 @@ def test_one_slow_answer_does_not_count_a_redis_out(redis_server: Any) -> None:
     async def stall() -> None:
         store = await opened(RedisFeatures(redis_server.url, timeout_seconds=0.2))
         redis_server.pause()
-        assert (await store.fetch("u1", [10])).version is None
+        assert (await store.fetch(SPEC, "u1", [10])).version is None
         assert store.stored is not None  # the next request asks again
         redis_server.resume()
-        assert (await store.fetch("u1", [10])).user is not None
+        assert (await store.fetch(SPEC, "u1", [10])).user is not None
         await store.close()
 
     asyncio.run(stall())
@@ -142,7 +145,7 @@ def test_a_new_version_in_redis_is_used_at_once(redis_server: Any) -> None:
         store = await opened(RedisFeatures(redis_server.url, timeout_seconds=5))
         for at in (20, 30):
             version = write_redis(materialized(LOG, at), redis_server.url)["version"]
-            assert (await store.fetch("u1", [10])).version == version
+            assert (await store.fetch(SPEC, "u1", [10])).version == version
             assert store.status()["at"] == str(at)
         await store.close()
 

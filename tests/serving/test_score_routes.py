@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from pipelines.release.example import example_bundle, example_log
 from serving.app import create_app
+from serving.batching import Encoded
 from serving.database import Database, exposures
+from serving.forward import Forward
 from serving.security import KeyFile, new_key
 from serving.settings import Settings
 
@@ -43,6 +46,14 @@ def client(folder: Path, ready: Callable[[TestClient], TestClient]) -> Iterator[
 def asked(rows: int, seed: int = 5, **change: Any) -> dict[str, Any]:
     candidates = example_log(rows, seed=seed).select("item_id", "price", "tags").to_dicts()
     return {"user": {"user_id": seed}, "context": {"hour": 9}, "candidates": candidates, **change}
+
+
+def left(folder: Path, like: str) -> list[str]:
+    """Return the requests that left an exposure."""
+    database = Database(f"sqlite:///{folder}/events.db")
+    rows = database.rows(sa.select(exposures.c.request_id).where(exposures.c.request_id.like(like)))
+    database.close()
+    return sorted(row[0] for row in rows)
 
 
 def test_each_request_of_a_batch_is_answered_as_if_it_came_alone(client: TestClient) -> None:
@@ -89,6 +100,41 @@ def test_one_request_is_refused_and_the_others_are_not(client: TestClient) -> No
     assert 'sluice_errors_total{reason="taken"} 1.0' in client.get("/metrics").text
 
 
+def test_an_error_inside_stays_with_its_request(
+    client: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    forward = Forward.__call__
+
+    def broken(self: Forward, requests: Sequence[Encoded]) -> np.ndarray:
+        if any(len(one) == 13 for one in requests):
+            raise RuntimeError("thirteen")
+        return forward(self, requests)
+
+    monkeypatch.setattr(Forward, "__call__", broken)
+    requests = [asked(rows, request_id=f"broken-{rows}") for rows in (3, 13, 5)]
+    replies = client.post(PATH, json={"requests": requests}).json()["replies"]
+    assert [reply["status"] for reply in replies] == [200, 500, 200]
+    assert [len(reply["scores"]) for reply in replies[::2]] == [3, 5]
+    internal = {"detail": [{"loc": [], "msg": "internal error", "type": "internal"}], "request_id": "broken-13"}
+    assert replies[1] == {"status": 500, **internal}
+    told = client.get("/metrics").text
+    assert "sluice_pass_failures_total 1.0" in told and 'sluice_errors_total{reason="internal"} 1.0' in told
+    names = [(record.name, getattr(record, "fields", {})) for record in caplog.records]
+    assert ("sluice.scoring", {"requests": 3, "rows": 21}) in names
+    assert ("sluice.error", {"request_id": "broken-13"}) in names
+    assert left(folder, "broken-%") == ["broken-3", "broken-5"]
+
+
+def test_no_two_requests_of_a_batch_have_one_id(client: TestClient) -> None:
+    requests = [asked(1, request_id="b-1"), asked(1), asked(1)]
+    reply = client.post(PATH, json={"requests": requests}, headers={"X-Request-ID": "b"}).json()
+    ids = [one["request_id"] for one in reply["replies"]]
+    assert ids[::2] == ["b-1", "b-2"] and len(set(ids)) == 3
+    long = ["x" * 127 + end for end in "yz"]
+    told = [client.post(PATH, json={"requests": [asked(1)]}, headers={"X-Request-ID": one}) for one in long]
+    assert len({one.json()["replies"][0]["request_id"] for one in told}) == 2
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
@@ -118,10 +164,7 @@ def test_a_batch_shares_a_pass_and_each_request_leaves_its_exposure(client: Test
     assert client.post(PATH, json={"requests": requests}).status_code == 200
     after = passes()
     assert (after[0] - before[0], after[1] - before[1]) == (1, 10)
-    database = Database(f"sqlite:///{folder}/events.db")
-    rows = database.rows(sa.select(exposures.c.request_id).where(exposures.c.request_id.like("shared-%")))
-    database.close()
-    assert sorted(row[0] for row in rows) == sorted(r["request_id"] for r in requests)
+    assert left(folder, "shared-%") == sorted(r["request_id"] for r in requests)
 
 
 def test_a_late_batch_is_told_so_request_by_request(client: TestClient) -> None:

@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
+from pipelines.features.spec import FeatureSpec
 from pipelines.release.example import example_bundle
 from serving import app as module
 from serving.app import create_app
@@ -36,7 +37,7 @@ class Store:
 
     stored = None
 
-    async def fetch(self, user_id: Any, item_ids: Sequence[Any]) -> Found:
+    async def fetch(self, spec: FeatureSpec, user_id: Any, item_ids: Sequence[Any]) -> Found:
         return Found(USERS.get(user_id), [ITEMS.get(item) for item in item_ids], "v1")
 
     async def refresh(self) -> None:
@@ -132,6 +133,24 @@ def test_arrow_is_looked_up_and_leaves_the_same_exposure(client: TestClient, tmp
     assert one == other
 
 
+def test_null_gives_nothing_in_json_as_in_arrow(client: TestClient, tmp_path: Path) -> None:
+    assert client.post("/v1/experiments", json=experiment()).status_code == 201
+    left_out = {"user": {"user_id": 3}, "context": {"hour": 9}, "candidates": [{"item_id": "item-1"}]}
+    nulls = {
+        "user": {"user_id": 3, "city": None, "clicked": None},
+        "context": {"hour": 9, "user_id": None, "city": None},
+        "candidates": [{"item_id": "item-1", "price": None, "tags": None}],
+    }
+    arrow = stream(pa.RecordBatch.from_pylist([nulls]))
+    replies = [client.post("/v1/score", json=one).json() for one in (left_out, nulls)]
+    replies.append(client.post("/v1/score", content=arrow, headers={"Content-Type": ARROW}).json())
+    for reply in replies:
+        assert reply["scores"] == pytest.approx(replies[0]["scores"], abs=1e-7)
+        assert reply["features"]["missing"] == {"user": False, "items": []}
+        assert reply["experiments"] == {"graz": "new"}  # whose population is a stored city
+    assert {row["unit"] for row in left(tmp_path)} == {"3"}
+
+
 def test_rows_of_several_users_are_scored_as_they_are(client: TestClient, tmp_path: Path) -> None:
     several = infer(client, [3, 4], ["item-1", "item-1"])
     alone = infer(client, [3], ["item-1"])
@@ -183,10 +202,10 @@ def swapping(client: TestClient, monkeypatch: pytest.MonkeyPatch, scorer: Any) -
     asked: list[list[Any]] = []
     fetch = Store.fetch
 
-    async def swapped(self: Store, user_id: Any, item_ids: Sequence[Any]) -> Found:
+    async def swapped(self: Store, spec: FeatureSpec, user_id: Any, item_ids: Sequence[Any]) -> Found:
         client.app.state.models.slots["one"].scorer = scorer  # type: ignore[attr-defined]
         asked.append(list(item_ids))
-        return await fetch(self, user_id, item_ids)
+        return await fetch(self, spec, user_id, item_ids)
 
     monkeypatch.setattr(Store, "fetch", swapped)
     return asked

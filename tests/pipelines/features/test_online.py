@@ -185,6 +185,23 @@ def test_a_candidate_wins_over_context_over_user(shop: OnlineEncoder) -> None:
     np.testing.assert_array_equal(rows.dense, alone.dense)
 
 
+@pytest.mark.parametrize("by_column", [False, True])
+def test_null_gives_nothing_wherever_it_stands(shop: OnlineEncoder, by_column: bool) -> None:
+    nulls: Any = [{"price": None, "seen": None, "tags": "x"}, {"price": 3.0, "seen": [10], "tags": None}]
+    left_out = [{"tags": "x"}, {"price": 3.0, "seen": [10]}]
+    if by_column:
+        nulls = CandidateColumns(2, {name: [one[name] for one in nulls] for name in nulls[0]})
+    given = {"price": 1.0, "seen": [20], "user": "ann"}
+    same(
+        shop.encode(given, {"price": None, "tags": None}, nulls),
+        shop.encode(given, {}, left_out),
+    )
+    with pytest.raises(RequestError, match="^user.price: expected a number"):
+        shop.encode({"price": "x"}, {"price": None}, [{"price": None}])
+    with pytest.raises(RequestError, match="^context.prise: no feature has this name"):
+        shop.encode({}, {"prise": None}, [{}])
+
+
 def test_lists_are_split_and_cut(shop: OnlineEncoder) -> None:
     rows = shop.encode({"seen": [20, 10, 20]}, {}, [{"tags": "y,x"}, {"tags": ["y", None, "x"]}])
     tags, seen = rows.ragged["tags"], rows.ragged["seen"]
