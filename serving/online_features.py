@@ -61,12 +61,11 @@ class Found:
         """
         # A name that user or context give holds for every candidate that gives none.
         free = set(spec.request_columns).difference(k for k, v in overlaid(user, context).items() if v is not None)
-        stored = {k: v for k, v in (self.user or {}).items() if k in free}
         filled = [
-            overlaid({k: v for k, v in item.items() if k in free}, one) if item else one
+            overlaid(_only(item, free), one) if item else one
             for item, one in zip(self.items, candidates, strict=True)
         ]
-        return overlaid(stored, user), context, filled
+        return overlaid(_only(self.user or {}, free), user), context, filled
 
     def report(self, user_id: Any, item_ids: Sequence[Any]) -> StoredFeatures:
         """Say in an answer what was not there, of what was asked for."""
@@ -155,6 +154,10 @@ def ids_of(
 def _id(value: Any) -> Any:
     """An id, or None for what is missing, as empty text and NaN are, and for what the encoder will refuse."""
     return value if isinstance(value, str | int | float) and value != "" and value == value else None
+
+
+def _only(stored: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return stored if names.issuperset(stored) else {k: v for k, v in stored.items() if k in names}
 
 
 def stored_ids(
