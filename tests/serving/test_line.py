@@ -21,7 +21,7 @@ from serving.batching import Encoded
 from serving.database import Database, exposures
 from serving.forward import Forward
 from serving.settings import Settings
-from tests.serving.stored_log import wait
+from tests.serving.waiting import until
 
 
 class Held:
@@ -88,9 +88,9 @@ def held(
 @pytest.mark.parametrize("path", ["/v1/score", "/v1/score:batch"])
 def test_who_does_not_wait_is_not_computed(held: Held, path: str) -> None:
     first = held.send(held.asked(1))
-    wait(lambda: held.begun == [1])
+    until(lambda: held.begun == [1])
     second, third = held.send(held.asked(2, path)), held.send(held.asked(3, path))
-    wait(lambda: held.told("sluice_queue_rows 5.0"))
+    until(lambda: held.told("sluice_queue_rows 5.0"))
     held.leave(second)
     held.gate.set()
     assert first.recv(100).startswith(b"HTTP/1.1 200") and third.recv(100).startswith(b"HTTP/1.1 200")
@@ -104,10 +104,10 @@ def test_who_does_not_wait_is_not_computed(held: Held, path: str) -> None:
 
 def test_who_went_during_his_pass_leaves_no_exposure(held: Held) -> None:
     client = held.send(held.asked(2))
-    wait(lambda: held.begun == [2])
+    until(lambda: held.begun == [2])
     held.leave(client)
     held.gate.set()
-    wait(lambda: held.told('sluice_errors_total{reason="gone"} 1.0'))
+    until(lambda: held.told('sluice_errors_total{reason="gone"} 1.0'))
     with held.send(held.asked(3)) as other:
         assert other.recv(100).startswith(b"HTTP/1.1 200")
     assert (held.begun, held.left()) == ([2, 3], ["r3"])
@@ -118,8 +118,8 @@ def test_requests_behind_one_another_are_all_lost_and_nothing_is_logged_of_it(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         client = held.send(held.asked(2), held.asked(3))
-        wait(lambda: held.begun == [2])
+        until(lambda: held.begun == [2])
         held.leave(client)
         held.gate.set()
-        wait(lambda: held.told('sluice_errors_total{reason="gone"} 1.0'))
+        until(lambda: held.told('sluice_errors_total{reason="gone"} 1.0'))
     assert (held.begun, held.left(), caplog.records) == ([2], [], [])
