@@ -305,6 +305,10 @@ def _cpu_allows(s: Tensor, *rest: Any) -> bool:
     return s.dtype in (torch.float32, torch.float64) and _fits(s, *rest)
 
 
+def _cpu_worth(s: Tensor, *_rest: Any) -> bool:
+    return s.numel() >= 2**18
+
+
 def _outputs(s: Tensor, weight: Tensor, *rest: Tensor | str | None) -> tuple[Tensor]:
     return (s.new_empty(s.shape[0], weight.shape[0]),)
 
@@ -334,7 +338,7 @@ OPERATOR = Operator(
     "Tensor s, Tensor weight, Tensor? bias, Tensor? alpha, Tensor? mean, Tensor? rate, str activation",
     (
         Implementation("triton", "cuda", _triton_allows, _triton_forward, _triton_backward, _outputs),
-        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward),
+        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward, worth=_cpu_worth),
     ),
     Workload(
         _example,

@@ -263,6 +263,10 @@ def _cpu_allows(o1: Tensor, o2: Tensor, *others: Tensor) -> bool:
     )
 
 
+def _cpu_worth(o1: Tensor, _o2: Tensor, weight: Tensor, *_rest: Tensor) -> bool:
+    return len(o1) * weight.numel() >= 2**23
+
+
 def _outputs(o1: Tensor, *others: Tensor) -> tuple[Tensor]:
     return (o1.new_empty(len(o1)),)
 
@@ -297,7 +301,7 @@ OPERATOR = Operator(
     "Tensor o1, Tensor o2, Tensor weight, Tensor w1, Tensor w2, Tensor bias",
     (
         Implementation("triton", "cuda", _triton_allows, _triton_forward, _triton_backward, _outputs),
-        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward),
+        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward, worth=_cpu_worth),
     ),
     Workload(
         _example,

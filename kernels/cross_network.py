@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
-from kernels.gated_cross import both_products, cpu_backward, cpu_forward, gated_cross, triton_backward
+from kernels.gated_cross import both_products, gated_cross, triton_backward
 from kernels.gated_cross import reference as one_layer
 
 NARROW = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}
@@ -174,24 +174,6 @@ def _layers_backward(
     return of_c0, *(None if one[0] is None else torch.stack(one) for one in each)  # type: ignore[arg-type]
 
 
-def _cpu_forward(c0: Tensor, weights: Tensor, biases: Tensor | None, gates: Tensor | None) -> tuple[Tensor, ...]:
-    kept, c = [], c0
-    for weight, bias, gate in _each(weights, biases, gates):
-        out, *others = cpu_forward(c0, c, weight, bias, gate)
-        kept += [c, *others]
-        c = out
-    return c, *kept
-
-
-def _cpu_backward(
-    gradient: Tensor, c0: Tensor, weights: Tensor, biases: Tensor | None, gates: Tensor | None, *kept: Tensor
-) -> tuple[Tensor | None, ...]:
-    def backward(gradient: Tensor, number: int, *layer: Any) -> tuple[Tensor | None, ...]:
-        return cpu_backward(gradient, c0, *layer, *kept[3 * number + 1 : 3 * number + 3])
-
-    return _layers_backward(gradient, kept[::3], weights, biases, gates, backward)
-
-
 def _fits(c0: Tensor, weights: Tensor, biases: Tensor | None, gates: Tensor | None) -> bool:
     """Whether all are of one floating type, and of the shapes that the function names."""
     width, number = c0.shape[-1], len(weights)
@@ -207,10 +189,6 @@ def _fits(c0: Tensor, weights: Tensor, biases: Tensor | None, gates: Tensor | No
 
 def _triton_allows(c0: Tensor, *others: Any) -> bool:
     return c0.shape[-1] <= NARROW.get(c0.dtype, 0) and _fits(c0, *others)
-
-
-def _cpu_allows(c0: Tensor, *others: Any) -> bool:
-    return c0.dtype in (torch.float32, torch.float64) and _fits(c0, *others)
 
 
 def _outputs(c0: Tensor, *others: Any) -> tuple[Tensor]:
@@ -245,7 +223,7 @@ OPERATOR = Operator(
     "cross_network",
     reference,
     "Tensor c0, Tensor weights, Tensor? biases, Tensor? gates",
-    (ONE_LAUNCH, Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward)),
+    (ONE_LAUNCH,),
     Workload(
         _example,
         tuple({"rows": rows, "width": width, "layers": 3} for rows in (1, 512, 4096, 16384) for width in (32, 100)),

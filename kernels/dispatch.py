@@ -32,6 +32,8 @@ class Implementation:
             Without, they see the plain definition, which they fuse in their own way and which needs nothing of
             Sluice where the program runs.
         returns: how many tensors ``forward`` returns.
+        worth: told arguments that it takes, says whether they are enough to be faster than by the definition; by
+            shape only.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Implementation:
     backward: Callable[..., tuple[Tensor | None, ...]]
     outputs: Callable[..., tuple[Tensor, ...]] | None = None
     returns: int = 1
+    worth: Callable[..., bool] = lambda *_arguments: True
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,10 @@ def product_type(dtype: torch.dtype) -> Any:
 class Operator:
     """A function of tensors with a plain definition and faster implementations of the same.
 
-    Called, it takes the first implementation that stands on the tensors' device and allows the arguments, and
-    otherwise the reference. The choice is by Python alone, a microsecond, and the fast way is called directly;
-    only while torch.compile or export trace the call does it go through torch's own dispatcher, as the operator
-    ``sluice::<name>_<implementation>`` with its shapes and its gradient registered.
+    Called, it takes the first implementation that stands on the tensors' device, allows the arguments and is worth
+    while for them, and otherwise the reference. The choice is by Python alone, a microsecond, and the fast way is
+    called directly; only while torch.compile or export trace the call does it go through torch's own dispatcher, as
+    the operator ``sluice::<name>_<implementation>`` with its shapes and its gradient registered.
 
     Args:
         name: of the operator.
@@ -135,7 +138,8 @@ class Operator:
             return None
         for one in self.implementations:
             # What isn't registered is not even asked: its questions would bind sizes that are to stay dynamic.
-            if one.device == device and (one.outputs or not traced) and one.allows(*arguments):
+            here = one.device == device and (one.outputs or not traced)
+            if here and one.allows(*arguments) and one.worth(*arguments):
                 return one
         return None
 

@@ -399,6 +399,11 @@ def _cpu_allows(
     return x.dtype in (torch.float32, torch.float64) and _fits(x, gates, weight, bias, activation, mixed)
 
 
+def _cpu_worth(x: Tensor, _gates: Tensor, weight: Tensor, *_others: object) -> bool:
+    experts, inner, _outer = weight.shape
+    return len(x) * experts * inner >= 2**17
+
+
 def _outputs(
     x: Tensor, gates: Tensor, weight: Tensor, bias: Tensor, activation: str, mixed: bool, sparse: bool
 ) -> tuple[Tensor, Tensor]:
@@ -443,7 +448,7 @@ OPERATOR = Operator(
     "Tensor x, Tensor gates, Tensor weight, Tensor bias, str activation, bool mixed, bool sparse",
     (
         Implementation("triton", "cuda", _triton_allows, _triton_forward, _triton_backward, _outputs, returns=2),
-        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward),
+        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward, worth=_cpu_worth),
     ),
     Workload(
         _example,

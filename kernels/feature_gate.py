@@ -208,27 +208,15 @@ def _cpu_forward(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None)
 def _cpu_backward(
     gradient: Tensor, x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor
 ) -> tuple[Tensor | None, ...]:
-    spread = mask.unsqueeze(2) if x.dim() == 3 else mask
-    if len(hidden) == 1:
-        of_x, of_logits = _shared_backward(gradient, x, spread)
-        of_logits.mul_(mask)
-    elif x.dim() == 3:
-        of_x, of_logits = gradient * spread, (gradient * x).sum(2).mul_(mask)
+    if x.dim() == 3:
+        of_x, of_logits = gradient * mask.unsqueeze(2), (gradient * x).sum(2).mul_(mask)
     else:
         of_x = gradient * mask
         of_logits = of_x * x
+    if len(hidden) == 1:
+        of_logits = of_logits.sum(0, keepdim=True)
     of_logits.addcmul_(of_logits, mask, value=-0.5)
     return of_x, *_product_backward(of_logits, hidden, weight, bias)
-
-
-def _shared_backward(gradient: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and of the mask, (1, D or F), some rows at a time: their product stays in cache."""
-    of_x, of_mask = torch.empty_like(x), x.new_zeros(x.shape[1:])
-    rows = max(1, 65536 // max(1, of_mask.numel()))
-    for some, own, out in zip(gradient.split(rows), x.split(rows), of_x.split(rows), strict=True):
-        torch.mul(some, mask, out=out)
-        of_mask += (some * own).sum(0)
-    return of_x, (of_mask.sum(1) if x.dim() == 3 else of_mask).unsqueeze(0)
 
 
 def _fits(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -249,6 +237,10 @@ def _triton_allows(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | Non
 
 def _cpu_allows(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return x.dtype in (torch.float32, torch.float64) and _fits(x, hidden, weight, bias)
+
+
+def _cpu_worth(_x: Tensor, hidden: Tensor, weight: Tensor, _bias: Tensor | None) -> bool:
+    return len(hidden) * weight.numel() >= 2**22  # of a shared context the definition multiplies one row too
 
 
 def _outputs(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
@@ -284,7 +276,7 @@ OPERATOR = Operator(
     "Tensor x, Tensor hidden, Tensor weight, Tensor? bias",
     (
         Implementation("triton", "cuda", _triton_allows, _triton_forward, _triton_backward, _outputs),
-        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward),
+        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward, worth=_cpu_worth),
     ),
     Workload(
         _example,

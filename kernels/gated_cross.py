@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.dispatch import Implementation, Operator, Workload, product_type
-from kernels.product import product, summed_product
+from kernels.product import WORTH, product, summed_product
 
 WIDE = 512
 """The largest D of which one kernel computes the products too.
@@ -221,15 +221,18 @@ def _products_backward(
     gate: Tensor | None,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Return all gradients, from those of c0 and of both products."""
-    width = c.shape[1]
-    weights = weight if gate is None else torch.cat((weight, gate))  # (2 D, D)
-    of_c = product(both, weights.T).add_(gradient)
-    of_weights = summed_product(both, c)  # (D or 2 D, D)
+    rows, width = c.shape
     of_bias = None if bias is None else both[:, :width].sum(0)
     if gate is None:
-        return of_c0, of_c, of_weights, of_bias, None
-    of_weight, of_gate = of_weights.chunk(2)
-    return of_c0, of_c, of_weight.clone(), of_bias, of_gate.clone()  # an operator may not return two views of one
+        return of_c0, product(both, weight.T).add_(gradient), summed_product(both, c), of_bias, None
+    if rows >= 2 * width:  # one product saves more than it costs to stack W and G, and to part their gradients
+        of_c = product(both, torch.cat((weight, gate)).T).add_(gradient)
+        of_weight, of_gate = summed_product(both, c).chunk(2)
+        # An operator may not return two views of one.
+        return of_c0, of_c, of_weight.clone(), of_bias, of_gate.clone()
+    of_crossed, of_asked = both.chunk(2, dim=1)
+    of_c = product(of_crossed, weight.T).add_(gradient).add_(product(of_asked, gate.T))
+    return of_c0, of_c, summed_product(of_crossed, c), of_bias, summed_product(of_asked, c)
 
 
 def cpu_forward(
@@ -285,6 +288,10 @@ def _cpu_allows(c0: Tensor, c: Tensor, *others: Any) -> bool:
     return c.dtype in (torch.float32, torch.float64) and _fits(c0, c, *others)
 
 
+def _cpu_worth(_c0: Tensor, c: Tensor, *_others: Any) -> bool:
+    return c.numel() * c.shape[1] >= WORTH
+
+
 def _triton_outputs(
     c0: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -334,7 +341,7 @@ OPERATOR = Operator(
         Implementation(
             "epilogue", "cuda", _epilogue_allows, _epilogue_forward, triton_backward, _epilogue_outputs, returns=2
         ),
-        Implementation("cpu", "cpu", _cpu_allows, cpu_forward, cpu_backward),
+        Implementation("cpu", "cpu", _cpu_allows, cpu_forward, cpu_backward, worth=_cpu_worth),
     ),
     Workload(
         _example,

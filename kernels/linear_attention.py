@@ -399,6 +399,10 @@ def _triton_backward(gradient: Tensor, *arguments: Any) -> tuple[Tensor | None, 
     return *found, None, in_state
 
 
+def _cpu_worth(_query: Tensor, key: Tensor, *_others: Tensor | None) -> bool:
+    return len(key) >= 64
+
+
 def _outputs(query: Tensor, key: Tensor, value: Tensor, *rest: Tensor | None) -> tuple[Tensor]:
     return (torch.empty_like(value, memory_format=torch.contiguous_format),)
 
@@ -435,7 +439,7 @@ OPERATOR = Operator(
     "Tensor query, Tensor key, Tensor value, Tensor log_decay, Tensor offsets, Tensor? state",
     (
         Implementation("triton", "cuda", _triton_allows, _triton_forward, _triton_backward, _outputs),
-        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward),
+        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward, worth=_cpu_worth),
     ),
     Workload(
         example,

@@ -123,6 +123,10 @@ def _cpu_allows(key: Tensor, value: Tensor, log_decay: Tensor, offsets: Tensor, 
     return allows(CPU_KINDS, None, key, value, log_decay, offsets, state)
 
 
+def _cpu_worth(key: Tensor, *_others: Tensor | None) -> bool:
+    return len(key) >= 64
+
+
 def _outputs(key: Tensor, value: Tensor, log_decay: Tensor, offsets: Tensor, state: Tensor | None) -> tuple[Tensor]:
     return (value.new_empty(offsets.numel() - 1, key.shape[1], value.shape[1]),)
 
@@ -148,7 +152,7 @@ OPERATOR = Operator(
     "Tensor key, Tensor value, Tensor log_decay, Tensor offsets, Tensor? state",
     (
         Implementation("triton", "cuda", _triton_allows, _triton_forward, _triton_backward, _outputs),
-        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward),
+        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward, worth=_cpu_worth),
     ),
     Workload(
         _example,

@@ -7,9 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LEAST = 16
-"""With fewer rows, or fewer columns on either side, oneDNN's own preparation costs more than it saves."""
-WORTH = 4096
-"""Numbers of a sum over rows from which oneDNN is faster."""
+"""With fewer columns on either side oneDNN is no faster."""
+WORTH = 2**21
+"""Multiplications from which oneDNN saves more than the 13 microseconds that its preparation costs.
+
+With one thread it does so from half as many on. The same number for any threads gives the same bits.
+"""
+WIDE = 2**15
+"""Numbers of a sum over rows from which oneDNN is faster, of four times as many multiplications."""
 FEW = 16
 """Numbers of a sum over rows up to which it is taken in doubles."""
 
@@ -67,7 +72,7 @@ def summed_product(a: Tensor, b: Tensor) -> Tensor:
     size = a.shape[1] * b.shape[1]
     if size <= FEW:
         return (a.double().T @ b.double()).to(a.dtype)
-    if size < WORTH or not _suits(a, b.T):
+    if size < WIDE or size * a.shape[0] < 4 * WORTH or not _suits(a.T, b.T):
         return a.T @ b
     a, b = a.contiguous(), b.contiguous()
     # oneDNN is up to twice as fast with the narrower matrix first.
@@ -82,7 +87,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.dim() == 2
-        and x.shape[0] >= LEAST
         and x.shape[1] >= LEAST
         and weight.shape[0] >= LEAST
+        and x.shape[0] * weight.numel() >= WORTH
     )

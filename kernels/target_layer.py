@@ -246,6 +246,10 @@ def _cpu_allows(values: Tensor, offsets: Tensor, query: Tensor, weight: Tensor, 
     return values.dtype in (torch.float32, torch.float64) and _fits(values, offsets, query, weight, bias)
 
 
+def _cpu_worth(values: Tensor, *_others: Tensor) -> bool:
+    return len(values) >= 1024
+
+
 def _outputs(values: Tensor, offsets: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
     return (values.new_empty(values.shape[0], bias.shape[0]),)
 
@@ -299,7 +303,7 @@ OPERATOR = Operator(
     "Tensor values, Tensor offsets, Tensor query, Tensor weight, Tensor bias",
     (
         Implementation("triton", "cuda", _triton_allows, _triton_forward, _triton_backward, _outputs),
-        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward),
+        Implementation("cpu", "cpu", _cpu_allows, _cpu_forward, _cpu_backward, worth=_cpu_worth),
     ),
     Workload(
         _example,

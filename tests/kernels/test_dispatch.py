@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,17 @@ def test_the_first_implementation_that_allows_the_arguments_runs() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         operator(x, y, 2)
     assert calls == ["fast"]
+
+
+def test_too_little_is_computed_by_the_definition() -> None:
+    operator, calls = _operator("worth_example", traced=True)
+    (own,) = operator.implementations
+    operator.implementations = (replace(own, worth=lambda x, y, power: len(x) > 3),)
+    x, y = _arguments()
+    assert operator.chosen(x, y, 2) == "reference"
+    operator(x, y, 2)
+    assert not calls
+    assert operator.chosen(torch.cat((x, x)), torch.cat((y, y)), 2) == "own"
 
 
 def test_its_gradients_are_the_implementations() -> None:

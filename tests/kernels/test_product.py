@@ -3,9 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.product import FEW, LEAST, fast_products, product, summed_product
+from kernels.product import FEW, LEAST, WORTH, fast_products, product, summed_product
 
-SIZES = [(1, 1, 1), (0, 20, 30), (LEAST, LEAST, LEAST), (LEAST - 1, 40, 40), (33, 64, 80), (50, 7, 90), (50, 90, 7)]
+SIZES = [
+    (1, 1, 1),
+    (0, 20, 30),
+    (LEAST, LEAST, LEAST),
+    (WORTH // LEAST**2, LEAST, LEAST),
+    (WORTH // 40 // 40, 40, 40),
+    (WORTH // 1600 + 1, 40, 40),
+    (200, 200, 220),
+    (50, 7, 90),
+    (50, 90, 7),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -23,7 +33,7 @@ def test_product(rows, inner, outer, biased, dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(("rows", "inner", "outer"), [*SIZES, (40, 1, FEW), (40, 1, FEW + 1), (40, 64, 64)])
+@pytest.mark.parametrize(("rows", "inner", "outer"), [*SIZES, (40, 1, FEW), (40, 1, FEW + 1), (250, 180, 190)])
 def test_summed_product(rows, inner, outer, dtype) -> None:
     a, b = torch.randn(rows, inner).to(dtype), torch.randn(rows, outer).to(dtype)
     found = summed_product(a, b)
@@ -42,7 +52,7 @@ def test_what_cancels_is_not_lost() -> None:
 
 @pytest.mark.skipif(not fast_products(), reason="needs a processor with AVX-512")
 def test_wide_products_go_by_onednn() -> None:
-    x, weight = torch.randn(64, 64), torch.randn(64, 64)
+    x, weight = torch.randn(256, 256), torch.randn(256, 256)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         product(x, weight)
         summed_product(x, weight)
