@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.line import Line
 
 HEAD_BYTES = 32 * 1024
-"""Of a request's line and headers."""
+"""Of a request's line and headers; of what comes between the chunks of a body, and behind the last."""
 Door = Callable[[int, bytes, bytes, Sequence[tuple[bytes, bytes]]], tuple[bytes, bool] | None]
 """Told how many requests are in hand, and method, target and headers of another: says how it is turned away, and
 whether the connection is kept; or None. See :class:`serving.door.Door`."""
@@ -43,8 +44,10 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None  # until which what is being sent must be here
         self._unread: asyncio.TimerHandle | None = None  # until which the client must read
         self._head, self._size = True, 0  # whether a head is awaited, and bytes since the last request's end
+        self._beside = 0  # bytes of a body's frame since its last part: a chunk's extension, trailers
         self._status = 400
         self._away = False  # whether the request that arrives has had its answer at the door
+        self._offers = False  # whether it offers another protocol
         if len(self.connections) > self.most:
             transport.abort()
             return
@@ -60,24 +63,55 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._size += len(data)
-        super().data_received(data)
+        self._beside += len(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if not self._size or self.transport.is_closing():
             return
-        if self._head and self._size > HEAD_BYTES:
-            self._end(431)
+        if (self._size if self._head else self._beside) > HEAD_BYTES:
+            self._give_up(431)
         elif self._timer is None:
             self._arm()
+
+    def _feed(self, data: bytes) -> None:
+        """Parse what arrived. A request that offers another protocol is read again, without the offer.
+
+        The parser takes no body of such a request, but would take it for the next one.
+        """
+        pieces = [memoryview(data)]
+        while pieces:
+            piece = pieces.pop(0)
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as stopped:
+                rest = piece[stopped.args[0] :]
+                pieces = [memoryview(self._declined()), *([rest] if rest else []), *pieces]
+            except httptools.HttpParserError:
+                self.logger.warning("Invalid HTTP request received.")
+                self.send_400_response("")
+                return
+
+    def _declined(self) -> bytes:
+        """Return the head that made the parser stop, without what it offers."""
+        self._offers = False
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def on_headers_complete(self) -> None:
         """Hand the request over, unless its head is too large."""
         if self._size > HEAD_BYTES and len(self.url) + sum(map(_length, self.headers)) > HEAD_BYTES:
             self._status = 431
             raise ValueError("the head is too large")  # the parser stops, and send_400_response is called
-        self._head = False
+        self._offers = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if self._offers:
+            return  # the parser stops
+        self._head, self._beside = False, 0
         self._disarm()
         if not self._turned_away():
             self.scope["state"]["line"] = self._line
             super().on_headers_complete()
+        self.headers = []  # trailers go there, and change nothing of a request that is being answered
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answered = cycle
@@ -85,11 +119,14 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body that somebody waits for."""
+        self._beside = 0
         if not self._away:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Await the next head."""
+        if self._offers:
+            return
         if self._away:
             self._away = False
             if not self.transport.is_closing():
@@ -113,6 +150,10 @@ class Connection(HttpToolsProtocol):
         if not (kept and self.parser.should_keep_alive()):
             self.transport.close()
         return True
+
+    def _should_upgrade_to_ws(self) -> bool:
+        """Speak HTTP only, whatever libraries there are."""
+        return False
 
     def send_400_response(self, msg: str) -> None:
         """Say that this is no HTTP, or too much of it."""
@@ -146,8 +187,12 @@ class Connection(HttpToolsProtocol):
             self._timer = None
 
     def _late(self) -> None:
+        self._give_up(408)
+
+    def _give_up(self, status: int) -> None:
+        """End a connection on which a head, or a body, does not come as it should."""
         if not self._away and (self._head or not self.cycle.response_started):
-            self._end(408)
+            self._end(status)
         else:
             self.transport.close()  # a body that nobody waits for: its request is answered
 

@@ -1,8 +1,9 @@
-"""Requests that are turned away at the door, over real connections."""
+"""What connections bear, and how requests are turned away at the door, over real connections."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if body == b"slow":
         await asyncio.sleep(0.3)
     headers = [(b"content-length", str(len(body)).encode())]
+    headers += [one for one in scope["headers"] if one[0] == b"x-trailer"]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -120,3 +122,54 @@ def test_what_is_in_hand_is_told(port: int) -> None:
         time.sleep(0.05)
         second.sendall(post("/busy", b"free"))
         read(second, b"free")
+
+
+def offering(protocol: bytes, body: bytes, method: bytes = b"POST") -> bytes:
+    """A request such as Java's client sends first, and browsers that want a socket."""
+    head = b"%b /yes HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: %b\r\n"
+    head += b"http2-settings: AAE\r\nsec-websocket-key: dGhlIHNhbXBsZQ==\r\ncontent-length: %d\r\n\r\n"
+    return head % (method, protocol, len(body)) + body
+
+
+@pytest.mark.parametrize("cut", [1, 40, 60, 200, -3, 10_000])
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+def test_who_offers_another_protocol_is_answered_in_this_one(
+    port: int, cut: int, protocol: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    inner = post("/no", b"not a request, but a body")
+    asked = offering(protocol, inner) + offering(protocol, b"", b"GET") + post("/yes", b"next")
+    with connected(port) as client:
+        client.sendall(asked[:cut])
+        time.sleep(0.05)
+        client.sendall(asked[cut:])
+        found = read(client, b"next")
+    assert found.count(b"HTTP/1.1 200") == 3
+    assert found.count(b"\r\n\r\n" + inner + b"HTTP/1.1 200") == 1
+    assert AWAY not in found
+    assert not [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def chunked(body: bytes, trailers: bytes = b"") -> bytes:
+    head = b"POST /yes HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    return head + b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, trailers)
+
+
+def test_what_follows_a_body_is_no_header_of_its_request(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(chunked(b"chunk", b"x-trailer: 1\r\n"))
+        assert b"x-trailer" not in read(client, b"chunk")
+        client.sendall(chunked(b"next"))
+        read(client, b"next")
+
+
+@pytest.mark.parametrize("endless", [b"x: y\r\n" * 1000, b"x" * 6000], ids=["many", "one"])
+def test_trailers_without_end_are_not_held(port: int, endless: bytes) -> None:
+    with connected(port) as client:
+        client.sendall(chunked(b"chunk")[:-2] + (b"" if endless[-1:] == b"\n" else b"x: "))
+        sent = 0
+        with pytest.raises(ConnectionError):
+            while sent < 20 * 2**20:
+                client.sendall(endless)
+                sent += len(endless)
+        # What fits into the sockets' buffers was sent, the server took no more than a head's worth.
+        assert sent < 8 * 2**20
