@@ -15,6 +15,8 @@ import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,13 @@ NUMBERS: dict[str, str] = {
 """Data types of fixed size and how numpy reads them; the one other is BYTES."""
 LONGEST = 1000
 """Characters of a message: what a request brings is repeated in it."""
+INLINE_BYTES = 64 * 1024
+"""Of a body that is read on the event loop; a larger one is read beside it, and keeps nobody waiting."""
+PART = 32_768
+"""Values that become an array at once."""
 _EXTENSIONS = ["binary_tensor_data"]
+_PLAIN: dict[str, set[type]] = {"BYTES": {str, NoneType}, "BOOL": {bool}}
+"""Types of what stands in JSON for data that is no number; whole numbers and truth know no missing value."""
 
 
 @dataclass(frozen=True)
@@ -220,28 +228,31 @@ def add_routes(
     async def model(name: str, version: str | None = None) -> Response:
         return _told(metadata(name, found(name, version)))
 
-    async def score(request: Request, name: str, scorer: Scorer, frame: pl.DataFrame) -> np.ndarray:
-        line = line_of(request.scope)
-        question = one_user(frame, scorer.bundle.state.spec) if scoring.keeps else None
-        if question is None:
-            encoded = await asyncio.to_thread(scorer.encode_frame, frame)
-            return await scoring.score(name, scorer, encoded, line=line)
-        asked = scoring.answer(question, slot=name, request_id=request.state.request_id, scorer=scorer, line=line)
-        return (await asked).scores
+    def understood(body: bytes, header: str | None, scorer: Scorer) -> tuple[Inference, Question | None]:
+        spec = scorer.bundle.state.spec
+        columns = {name: False for name in (spec.user, spec.item) if name is not None}
+        columns |= {column: dtype == pl.List for column, dtype in scorer.inputs.items()}
+        asked = decode(body, header, columns, max_rows=max_rows)
+        return asked, one_user(asked.frame, spec) if scoring.keeps else None
 
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         found(name, version)  # before a body is read that nobody can answer
         body = await read(request)
         scorer = found(name, version)
-        spec = scorer.bundle.state.spec
-        columns = {name: False for name in (spec.user, spec.item) if name is not None}
-        columns |= {column: dtype == pl.List for column, dtype in scorer.inputs.items()}
+        given = body, request.headers.get(HEADER), scorer
         try:
-            asked = decode(body, request.headers.get(HEADER), columns, max_rows=max_rows)
+            small = len(body) <= INLINE_BYTES
+            asked, question = understood(*given) if small else await asyncio.to_thread(understood, *given)
             request.state.candidates = len(asked.frame)
             if asked.id is not None and re.fullmatch(REQUEST_ID, asked.id):
                 request.state.request_id = asked.id
-            scores = await score(request, name, scorer, asked.frame)
+            line, request_id = line_of(request.scope), request.state.request_id
+            if question is None:
+                encoded = await asyncio.to_thread(scorer.encode_frame, asked.frame)
+                scores = await scoring.score(name, scorer, encoded, line=line)
+            else:
+                answering = scoring.answer(question, slot=name, request_id=request_id, scorer=scorer, line=line)
+                scores = (await answering).scores
         except SluiceError as error:
             raise _broken(str(error)) from None
         except Refused as error:
@@ -249,8 +260,8 @@ def add_routes(
                 raise
             where = ".".join(map(str, error.problems[0].loc))
             raise _broken(f"{where}: {error}") from None
-        answer, headers = encode(scores, name=name, version=_version(scorer.card), id=asked.id, binary=asked.binary)
-        return Response(answer, headers=headers)
+        told, headers = encode(scores, name=name, version=_version(scorer.card), id=asked.id, binary=asked.binary)
+        return Response(told, headers=headers)
 
     for place, path in (("", "/v2/models/{name}"), (" of a version", "/v2/models/{name}/versions/{version}")):
         route(path, methods=["GET"], summary=f"The tensors of a model{place}", responses=unknown)(model)
@@ -344,19 +355,20 @@ def _from_binary(name: str, kind: str, raw: memoryview, count: int) -> np.ndarra
 def _from_json(name: str, kind: str, data: Any, count: int) -> np.ndarray | list[str | None]:
     if not isinstance(data, list):
         raise _broken(f"input {name!r}: data must be a list")
-    flat = [v for one in data for v in (one if isinstance(one, list) else (one,))]
+    flat = list(chain.from_iterable(data)) if data and set(map(type, data)) == {list} else data
     if len(flat) != count:
         raise _broken(f"input {name!r}: {len(flat)} values, its shape holds {count}")
-    wanted = {"BYTES": (str,), "BOOL": (bool,)}.get(kind, (int, float) if kind.startswith("FP") else (int,))
-    for value in flat:
-        if value is not None and type(value) not in wanted:
-            raise _broken(f"input {name!r}: {value!r} is no {kind}")
+    wanted = {int, float, NoneType} if kind.startswith("FP") else _PLAIN.get(kind, {int})
+    wrong = set(map(type, flat)) - wanted
+    if wrong:
+        value = next(value for value in flat if type(value) in wrong)
+        raise _broken(f"input {name!r}: {value!r} is no {kind}")
     if kind == "BYTES":
         return flat
-    if kind.startswith("FP"):
-        return np.array([math.nan if v is None else v for v in flat], dtype=NUMBERS[kind])
+    # In parts: each holds the interpreter for a moment only, so that the event loop gets its turns.
+    parts = [flat[begin : begin + PART] for begin in range(0, count, PART)] or [flat]
     try:
-        return np.array(flat, dtype=NUMBERS[kind])
+        return np.concatenate([np.array(part, dtype=NUMBERS[kind]) for part in parts])  # null becomes NaN
     except (OverflowError, TypeError, ValueError) as error:
         raise _broken(f"input {name!r}: {error}") from None
 

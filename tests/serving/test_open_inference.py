@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from fastapi.testclient import TestClient
 
 from pipelines.release.bundle import SCORE, Bundle
 from pipelines.release.example import example_bundle
+from serving import open_inference
 from serving.app import create_app
 from serving.open_inference import decode
 from serving.schemas import Refused
@@ -159,6 +161,9 @@ def test_texts_histories_and_missing_values() -> None:
         (asked(price(datatype="INT8", data=[1, 300])), "input 'price'"),
         (asked(price(datatype="INT64", data=[1, None])), "input 'price'"),
         (asked(price(datatype="INT64", data=[1, 2.5])), "2.5 is no INT64"),
+        (asked(price(datatype="FP64", data=[1, 10**400])), "input 'price': int too large"),
+        (asked(price(datatype="BOOL", data=[True, None])), "None is no BOOL"),
+        (asked(price(data=[[1.0], 2.0])), r"\[1.0\] is no FP32"),
         (
             asked(price(), {"name": "city", "shape": [1], "datatype": "BYTES", "data": ["x"]}),
             "differ in their number",
@@ -208,6 +213,36 @@ def test_what_is_repeated_of_a_request_is_not_long() -> None:
         with pytest.raises(Refused) as caught:
             decode(*asked(wrong), COLUMNS, max_rows=9)
         assert len(str(caught.value)) < 1100
+
+
+def test_many_values_are_the_same_as_few() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(9, 5000)).round(3)
+    rows[rng.random(rows.shape) < 0.1] = np.nan
+    plain = [[None if np.isnan(v) else v for v in row] for row in rows.tolist()]
+    tags = {"name": "tags", "shape": [9, 5000], "datatype": "FP64"}
+    wanted = [[v for v in row if v is not None] for row in plain]
+    for data in (plain, [v for row in plain for v in row]):
+        assert decode(*asked({**tags, "data": data}), COLUMNS, max_rows=9).frame["tags"].to_list() == wanted
+
+
+def test_a_large_body_is_not_read_where_others_wait(bundle, monkeypatch) -> None:
+    where = {}
+
+    def noted(body: bytes, *rest: Any, **more: Any) -> Any:
+        where[len(body) > open_inference.INLINE_BYTES] = asyncio._get_running_loop()
+        return decode(body, *rest, **more)
+
+    monkeypatch.setattr(open_inference, "decode", noted)
+    app = create_app(Settings(model=f"clicks={bundle.directory}"))
+    with TestClient(app) as client:
+        until(lambda: client.get("/v2/health/ready").status_code == 200)
+        tags = {"name": "tags", "shape": [2, 20_000], "datatype": "BYTES", "data": ["a"] * 40_000}
+        for inputs in ([price()], [price(), tags]):
+            answer = client.post("/v2/models/clicks/infer", json={"inputs": inputs})
+            assert answer.status_code == 200, answer.text
+    assert where[False] is not None
+    assert where[True] is None
 
 
 def test_random_bytes_never_break_the_server(bundle) -> None:
