@@ -117,7 +117,7 @@ def create_app(
     intake = _intake(settings)
     app.state.door = Door(intake, metrics.turned_away)
     app.add_middleware(Admit, intake=intake, count=lambda kind: metrics.errors.labels(kind).inc())
-    app.add_middleware(Guard, keys=keys, metrics=metrics)
+    app.add_middleware(Guard, keys=keys, metrics=metrics, folder=None if place is None else place.folder)
     app.add_middleware(Draining, drain=drain, count=lambda kind: metrics.errors.labels(kind).inc())
     app.add_middleware(Observe, metrics=metrics, sampler=Sampler(settings.log_requests), tracing=tracing)
     app.add_exception_handler(Refused, _refuse)
@@ -130,7 +130,7 @@ def create_app(
         assert outcomes is not None
         event_routes.add_routes(app, traffic, intake.read, outcomes.took)
     ui.add_routes(app, lambda: readiness(models, features, traffic, drain), traffic)
-    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    app.openapi = lambda: describe(app, examples=keys is None)  # type: ignore[method-assign]
     return app
 
 

@@ -50,7 +50,6 @@ def new(
     until = None if expires is None else expires.replace(tzinfo=expires.tzinfo or UTC)
     token, key = new_key(wanted, rate=rate, burst=burst, expires=until, note=note)
     KeyFile(keys=(*old.keys, key)).write(file)
-    file.chmod(0o600)
     typer.echo(token)
     typer.echo("This is the only time that it is shown.", err=True)
 

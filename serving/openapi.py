@@ -39,8 +39,13 @@ ALWAYS = {
 """What may be answered to anything."""
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """Return OpenAPI; once there is a model, with its columns and an example from its golden rows."""
+def describe(app: FastAPI, *, examples: bool) -> dict[str, Any]:
+    """Return OpenAPI; once there is a model, with its columns.
+
+    Args:
+        app: the application.
+        examples: show golden rows as an example: they are rows of the data, and the document needs no key.
+    """
     if app.openapi_schema is not None:
         return app.openapi_schema
     described = get_openapi(
@@ -72,14 +77,15 @@ def describe(app: FastAPI) -> dict[str, Any]:
     parts = schemas["ScoreRequest"]["properties"]
     for part in (parts["user"], parts["context"], parts["candidates"]["items"]):
         part |= record
-    request = scorer.example
-    (scores,) = scorer.run([scorer.encode(**request)])
-    content["example"], batch["example"] = request, {"requests": [request, request]}
-    route["responses"]["200"]["content"]["application/json"]["example"] = {
-        "scores": scores.tolist(),
-        "model": scorer.card.model_dump(),
-        "request_id": "4c1c0ab6d3a84f0c9a4c9f0f4c7f3b52",
-    }
+    if examples:
+        request = scorer.example
+        (scores,) = scorer.run([scorer.encode(**request)])
+        content["example"], batch["example"] = request, {"requests": [request, request]}
+        route["responses"]["200"]["content"]["application/json"]["example"] = {
+            "scores": scores.tolist(),
+            "model": scorer.card.model_dump(),
+            "request_id": "4c1c0ab6d3a84f0c9a4c9f0f4c7f3b52",
+        }
     app.openapi_schema = described
     return described
 

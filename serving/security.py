@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from ctr_models.errors import ConfigError, explain, nearest
 from pipelines.features.files import atomic_write
 from serving.limits import refusal
 from serving.monitoring import Metrics
+from serving.rates import Limiter
 from serving.schemas import Refused
 
 log = logging.getLogger("sluice.security")
@@ -101,8 +103,16 @@ class KeyFile(BaseModel):
             raise explain(error, cls, str(path)) from None
 
     def write(self, path: Path) -> None:
-        """Put the keys in place of the file's, whole or not at all."""
+        """Put the keys in place of the file's, whole or not at all; whoever could read it still can.
+
+        A new file is its owner's alone.
+        """
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+        except FileNotFoundError:
+            mode = 0o600
         atomic_write(path, self.model_dump_json(indent=1) + "\n")
+        path.chmod(mode)
 
     def find(self, token: str) -> Key | None:
         """Return the key of a token, unless it is none or has expired; in the same time whichever it is."""
@@ -156,7 +166,8 @@ class Keyring:
 
     def __init__(self, path: Path, *, every: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.path, self.every, self._clock = path, every, clock
-        self._file, self._mark = KeyFile.read(path), _mark(path)
+        self._mark = _mark(path)  # before it is read: what comes in between is seen at the next look
+        self._file = KeyFile.read(path)
         self._looked = clock()
 
     def find(self, token: str) -> Key | None:
@@ -188,45 +199,6 @@ def _mark(path: Path) -> tuple[int, ...] | None:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-class Limiter:
-    """Lets each of many send so many requests a second on average, and a burst at once.
-
-    Args:
-        clock: seconds, never going back.
-        most: names kept; of more, those heard of longest ago start afresh.
-
-    Example:
-        >>> _, key = new_key({"score"}, rate=2, burst=1)
-        >>> limiter = Limiter(clock=lambda: 0.0)
-        >>> limiter.wait(key), limiter.wait(key)
-        (0.0, 0.5)
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic, *, most: int = 10_000) -> None:
-        self._clock, self._most = clock, most
-        self._left: dict[str, tuple[float, float]] = {}  # by name: requests left, and when that was counted
-
-    def wait(self, key: Key) -> float:
-        """Take a request of the key's share and return 0, or return the seconds after which there is one."""
-        return 0.0 if key.rate is None else self.take(key.id, key.rate, key.burst)
-
-    def take(self, name: str, rate: float, burst: float) -> float:
-        """Do so for anybody's share: ``rate`` requests a second, ``burst`` at once."""
-        now = self._clock()
-        left, counted = self._left.pop(name, (burst, now))
-        left = min(burst, left + (now - counted) * rate)
-        if len(self._left) >= self._most:
-            del self._left[next(iter(self._left))]
-        self._left[name] = left - (left >= 1), now
-        return 0.0 if left >= 1 else (1 - left) / rate
-
-    def owe(self, key: Key, requests: int) -> None:
-        """Count more requests against a key's share, as those of a batch, though they are answered at once."""
-        if key.rate is not None and key.id in self._left:
-            left, counted = self._left[key.id]
-            self._left[key.id] = left - requests, counted
-
-
 class Guard:
     """ASGI middleware: lets a request pass if its key may do what the path asks for.
 
@@ -240,11 +212,12 @@ class Guard:
         app: what is guarded.
         keys: who may pass; None lets everyone.
         metrics: counts those turned away.
+        folder: where the workers of a server count the requests of each key together; None: there is one alone.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keyring | None, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, keys: Keyring | None, metrics: Metrics, folder: Path | None = None) -> None:
         self.app, self.keys, self.metrics = app, keys, metrics
-        self.limiter, self.guesses = Limiter(), Limiter()
+        self.limiter, self.guesses = Limiter(folder), Limiter()
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         if self.keys is None or scope["type"] != "http" or scope["path"] in OPEN:
@@ -257,7 +230,7 @@ class Guard:
             await refusal(error, scope, close=True)(scope, receive, send)
             return
         if key.rate is not None:
-            scope["state"]["owe"] = partial(self.limiter.owe, key)
+            scope["state"]["owe"] = partial(self.limiter.owe, key.id, key.rate)
         await self.app(scope, receive, send)
 
     def _key(self, keys: Keyring, scope: Connection) -> Key:
@@ -280,7 +253,7 @@ class Guard:
         needed = needed_scope(scope["path"])
         if not key.allows(needed):
             raise _refused(403, f"the key lacks scope {needed!r}", "forbidden", {})
-        seconds = self.limiter.wait(key)
+        seconds = 0.0 if key.rate is None else self.limiter.take(key.id, key.rate, key.burst)
         if seconds:
             raise _refused(429, f"more than {key.rate:g} requests a second", "rate_limited", _after(seconds))
         return key

@@ -91,7 +91,7 @@ class Settings(BaseModel):
     guardrail_seconds: float = Field(60.0, ge=0)
     """How often the guardrails of running experiments are checked; 0 never. What takes long is done more seldom."""
     workers: int = Field(1, ge=1, le=64)
-    """Processes that share the port. Limits hold for each; rates of keys are counted by each."""
+    """Processes that share the port. Limits hold for each; rates of keys are counted by all together."""
     hung_seconds: float = Field(30.0, ge=2)
     """How long one of several workers that was ready may do nothing at all before it is killed and replaced: it is
     stopped, or its event loop stands still. A busy one tells every second that it lives."""
