@@ -13,7 +13,9 @@ import msgspec
 
 Format = Literal["auto", "json", "text"]
 
-_SECRETS = re.compile(r"(sluice_[0-9a-f]{8}_)[A-Za-z0-9_-]{43}|(://[^\s/:@]*):[^\s/@]+(?=@)")
+_SECRETS = re.compile(
+    r"(sluice_[0-9a-f]{8}_)[A-Za-z0-9_-]{43}|(://[^\s/:@]*:)[^\s/@]+(?=@)|([?&](?:ssl)?password=)[^\s&\"']+"
+)
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -23,8 +25,10 @@ def masked(text: str) -> str:
     Example:
         >>> masked("redis://me:hunter2@cache:6379 does not answer")
         'redis://me:***@cache:6379 does not answer'
+        >>> masked("postgresql://db/events?user=me&password=hunter2&sslmode=require")
+        'postgresql://db/events?user=me&password=***&sslmode=require'
     """
-    return _SECRETS.sub(lambda m: (m[1] or m[2] + ":") + "***", text)
+    return _SECRETS.sub(lambda m: (m[1] or m[2] or m[3]) + "***", text)
 
 
 class Json(logging.Formatter):
