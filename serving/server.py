@@ -32,7 +32,7 @@ ACCEPTED = 32
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; requests in flight are answered first.
+    """Serve until SIGTERM, SIGINT, or the end of the terminal; requests in flight are answered first.
 
     Returns:
         the exit code: 0, or 1 if a worker did not end well or in time.
@@ -43,6 +43,8 @@ def run(settings: Settings) -> int:
     """
     logs.set_up(settings.log_format, settings.log_level)
     gc.freeze()
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with listen(settings.host, settings.port) as listener:
 
         def ready(cards: Cards) -> None:

@@ -42,6 +42,7 @@ class _Worker:
     problem: dict[str, str] | None = None
     started: float = 0.0
     silent: float = 0.0
+    heard: bytes = b""
     failures: int = 0
     again: float = 0.0
 
@@ -64,6 +65,7 @@ class Workers:
         self._settings, self._listener, self._on_ready = settings, listener, on_ready
         self._workers = [_Worker(number) for number in range(settings.workers)]
         self._proven = self._stopping = False
+        self._signal = signal.SIGTERM
         self._folder = ""
         self._looked = time.monotonic()
         self._selector = selectors.DefaultSelector()
@@ -92,11 +94,12 @@ class Workers:
                 well = self._end()
         return int(not well)
 
-    def _stop(self, *_: object) -> None:
+    def _stop(self, number: int, _: object) -> None:
+        self._signal = signal.Signals(number)
         if self._stopping:  # told again: at once
             for worker in self._workers:
                 if worker.process is not None:
-                    worker.process.send_signal(signal.SIGTERM)
+                    worker.process.send_signal(number)
         self._stopping = True
 
     def _parent_lives(self) -> bool:
@@ -131,7 +134,7 @@ class Workers:
             process.stdin.flush()  # and never closed: its end tells that this process has gone
         self._selector.register(process.stdout, selectors.EVENT_READ, worker)
         worker.process, worker.ready, worker.problem, worker.started = process, False, None, time.monotonic()
-        worker.silent = 0.0
+        worker.silent, worker.heard = 0.0, b""
 
     def _hear(self, seconds: float) -> None:
         """Wait for what workers have to tell."""
@@ -143,7 +146,8 @@ class Workers:
             if not content:
                 self._selector.unregister(stream)
             worker.silent = 0.0
-            for line in filter(None, content.splitlines()):
+            *lines, worker.heard = (worker.heard + content).split(b"\n")
+            for line in filter(None, lines):
                 self._told(worker, json.loads(line))
 
     def _told(self, worker: _Worker, told: dict[str, Any]) -> None:
@@ -210,11 +214,20 @@ class Workers:
             process.stdin.close()
 
     def _end(self) -> bool:
-        """Drain all workers; kill whoever takes too long. Say whether all went well."""
+        """Drain all workers; kill whoever takes too long. Say whether all went well.
+
+        Who is not ready has nothing to finish, and may take long to find time for a signal: it is killed at once.
+        """
+        self._hear(0)
+        for worker in self._workers:
+            if worker.process is not None and not worker.ready:
+                worker.process.kill()
+                worker.process.wait()
+                self._forget(worker)
         living = [worker for worker in self._workers if worker.process is not None]
         for worker in living:
             assert worker.process is not None
-            worker.process.send_signal(signal.SIGTERM)
+            worker.process.send_signal(self._signal)
         deadline = time.monotonic() + self._settings.drain_seconds + self._settings.grace_seconds + SPARE_SECONDS
         well = True
         for worker in living:
@@ -231,7 +244,7 @@ class Workers:
 
 
 def _read(stream: IO[bytes]) -> bytes:
-    """Read whole lines, each of which a worker writes at once, or its end."""
+    """Read what there is, or the end."""
     return os.read(stream.fileno(), 65_536)
 
 

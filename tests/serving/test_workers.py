@@ -1,10 +1,11 @@
-"""Who counts as hung: a worker that is silent while its supervisor listens, for as long as the settings say."""
+"""What a supervisor hears of its workers, and what it makes of it: who hangs, who is ready, who must drain."""
 
 from __future__ import annotations
 
 import json
 import os
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -59,7 +60,10 @@ class Supervised:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
         self._listener.close()
 
 
@@ -91,3 +95,26 @@ def test_one_that_is_still_loading_may_take_its_time(supervised: Supervised) -> 
 def test_a_pause_of_the_whole_machine_is_no_silence(supervised: Supervised) -> None:
     supervised.says(READY + b"\n")
     assert supervised.passes(3600.0, 0.1, 3600.0)
+
+
+def test_what_a_worker_tells_may_come_in_pieces(supervised: Supervised) -> None:
+    told = json.dumps({"cards": [{"slot": "x" * 100_000}]}).encode() + b"\n\n"
+    for begin in range(0, len(told), 30_000):
+        assert not supervised._worker.ready
+        supervised.says(told[begin : begin + 30_000])
+    while not supervised._worker.ready:
+        supervised._supervisor._hear(30)
+    assert supervised._worker.heard == b""
+
+
+def test_who_is_not_ready_is_not_waited_for_and_no_failure(supervised: Supervised) -> None:
+    """It may load for minutes, deaf to signals, and has accepted nothing."""
+    assert supervised._supervisor._end()
+    assert supervised.process.returncode == -signal.SIGKILL
+
+
+def test_the_signal_is_passed_on_as_it_came(supervised: Supervised) -> None:
+    supervised.says(READY)
+    supervised._supervisor._stop(signal.SIGINT, None)
+    assert not supervised._supervisor._end()  # Python without a handler ends with a KeyboardInterrupt
+    assert supervised.process.returncode == -signal.SIGINT

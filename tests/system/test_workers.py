@@ -23,6 +23,7 @@ from pipelines.release.bundle import Bundle
 from pipelines.release.example import example_bundle
 from serving.client import free_port, stop
 from serving.database import Database, exposures
+from serving.security import KeyFile, new_key
 
 BODY = {"user": {"user_id": 3}, "candidates": [{"item_id": "item-1"}]}
 
@@ -45,15 +46,17 @@ class Running:
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process, self.port, self.log = process, port, log
         self.url = f"http://127.0.0.1:{port}"
+        self.headers: dict[str, str] = {}
 
     def get(self, path: str) -> httpx.Response | None:
         try:
-            return httpx.get(self.url + path, trust_env=False, timeout=5)
+            return httpx.get(self.url + path, headers=self.headers, trust_env=False, timeout=5)
         except httpx.TransportError:
             return None
 
     def score(self) -> int:
-        return httpx.post(self.url + "/v1/score", json=BODY, trust_env=False, timeout=20).status_code
+        url = self.url + "/v1/score"
+        return httpx.post(url, json=BODY, headers=self.headers, trust_env=False, timeout=20).status_code
 
     def up(self) -> int:
         reply = self.get("/metrics")
@@ -197,3 +200,40 @@ def test_a_worker_that_hangs_is_killed_and_replaced_and_one_that_is_busy_is_not(
         lines = server.log.read_text().splitlines()
     assert sum('"message":"worker 1 hangs and is killed"' in line for line in lines) == 1
     assert not any('"message":"worker 0' in line and "ready" not in line for line in lines)
+
+
+def test_a_rate_is_of_all_workers_together_and_the_end_of_a_terminal_drains_them(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    token, key = new_key({"score", "admin"}, rate=0.01, burst=12)
+    watcher, other = new_key({"admin"})
+    KeyFile(keys=(key, other)).write(tmp_path / "keys.json")
+    keys = str(tmp_path / "keys.json")
+    with served(bundle, tmp_path, "--workers", "2", "--keys", keys, "--events", "none") as server:
+        server.headers = {"X-API-Key": watcher}
+        until(lambda: server.process.poll() is not None or server.up() == 2)
+        assert server.process.poll() is None, server.log.read_text()
+        server.headers = {"X-API-Key": token}
+        statuses = [server.score() for _ in range(40)]  # a connection each
+        assert (statuses.count(200), statuses.count(429)) == (12, 28)
+        # A worker that is replaced finds what was counted.
+        victim = server.workers()[1]
+        os.kill(victim, signal.SIGKILL)
+        server.headers = {"X-API-Key": watcher}
+        until(lambda: victim not in server.workers() and server.up() == 2)
+        server.headers = {"X-API-Key": token}
+        assert {server.score() for _ in range(10)} == {429}
+        server.process.send_signal(signal.SIGHUP)
+        assert server.process.wait(30) == 0
+    assert "draining" in server.log.read_text()
+
+
+def test_a_server_that_is_stopped_while_it_loads_ends_well_and_soon(bundle: Bundle, tmp_path: Path) -> None:
+    with served(bundle, tmp_path, "--workers", "2") as server:
+        until(lambda: server.process.poll() is not None or server.workers())
+        (loading,) = server.workers()
+        os.kill(loading, signal.SIGSTOP)  # however long it takes
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
+        assert not psutil.pid_exists(loading)
+    assert "Traceback" not in server.log.read_text()
