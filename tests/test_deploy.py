@@ -6,7 +6,9 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,10 +20,18 @@ from serving.guardrails import PausedArms
 from serving.kept import Kept
 from serving.monitoring import Metrics
 from serving.settings import PREFIX, Settings
+from serving.workers import SPARE_SECONDS
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 KUBERNETES = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
-FILES = [DEPLOY / "Containerfile", DEPLOY / "compose.yaml", *KUBERNETES]
+ROOT = DEPLOY.parent
+FILES = [
+    DEPLOY / "Containerfile",
+    DEPLOY / "compose.yaml",
+    *KUBERNETES,
+    ROOT / "README.md",
+    *ROOT.glob("docs/**/*.md"),
+]
 
 
 def dashboard() -> str:
@@ -45,10 +55,79 @@ def test_the_manifests_are_valid() -> None:
     lint("kubernetes-validate", "--strict", *KUBERNETES)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_every_setting_exists(file) -> None:
-    for name in re.findall(rf"\b{PREFIX}([A-Z_]+)", file.read_text()):
-        assert name.lower() in Settings.model_fields
+def test_every_setting_that_is_named_exists() -> None:
+    named = {
+        (file.name, name) for file in FILES for name in re.findall(rf"\b{PREFIX}([A-Z0-9_]+)", file.read_text())
+    }
+    assert {name for _, name in named} >= {"MODEL", "HOST", "QUEUE_MS", "INT8"}
+    assert [one for one in named if one[1].lower() not in Settings.model_fields] == []
+
+
+def environment(kind: str) -> dict[str, str]:
+    """What the image and the composition, or the manifest, set."""
+    image = dict(re.findall(rf"({PREFIX}\w+)=(\S+)", (DEPLOY / "Containerfile").read_text()))
+    if kind == "compose":
+        return image | yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["sluice"]["environment"]
+    (container,) = pod()["containers"]
+    return image | {one["name"]: one.get("value", "postgresql://host/name") for one in container["env"]}
+
+
+def pod() -> dict[str, Any]:
+    (manifest,) = yaml.safe_load_all((DEPLOY / "kubernetes" / "deployment.yaml").read_text())
+    found: dict[str, Any] = manifest["spec"]["template"]["spec"]
+    return found
+
+
+def mounted(kind: str) -> set[str]:
+    """Folders that are mounted into the container."""
+    if kind == "compose":
+        service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["sluice"]
+        return {re.sub(r":ro$", "", one).rpartition(":")[2] for one in service["volumes"]} | set(service["tmpfs"])
+    (container,) = pod()["containers"]
+    return {one["mountPath"] for one in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize("kind", ["compose", "kubernetes"])
+def test_the_settings_are_valid_and_what_changes_is_below_a_mount(kind: str) -> None:
+    settings = Settings.from_env(environment(kind))
+    (model,) = settings.slots.values()
+    # A file or folder that is mounted itself stays the one that it was when another takes its name.
+    for path in (Path(model), settings.keys, settings.events_spool):
+        assert path is not None
+        assert str(path) not in mounted(kind)
+        assert {str(parent) for parent in path.parents} & mounted(kind)
+    assert "/tmp" in mounted(kind)  # where workers find each other; all else is read-only
+
+
+def test_a_server_is_given_the_time_that_it_takes_to_drain() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    given = {
+        "compose": float(services["sluice"]["stop_grace_period"].removesuffix("s")),
+        "kubernetes": pod()["terminationGracePeriodSeconds"],
+    }
+    for kind, seconds in given.items():
+        settings = Settings.from_env(environment(kind))
+        assert seconds > settings.drain_seconds + settings.grace_seconds + SPARE_SECONDS
+
+
+def test_no_service_sets_the_settings_of_the_server() -> None:
+    """For a service named sluice Kubernetes would put SLUICE_PORT=tcp://..., and more, into each container."""
+    manifests = [one for file in KUBERNETES for one in yaml.safe_load_all(file.read_text())]
+    services = [one["metadata"]["name"] for one in manifests if one["kind"] == "Service"]
+    variables = [f"{name.upper().replace('-', '_')}_SERVICE_HOST" for name in services]
+    assert any(variable.startswith(PREFIX) for variable in variables)
+    assert pod()["enableServiceLinks"] is False
+
+
+def test_the_image_holds_the_extras_that_settings_ask_for() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (installed,) = re.findall(r"'\.\[(.+)\]'", (DEPLOY / "Containerfile").read_text())
+    assert set(installed.split(",")) == set(extras) - {"cpu", "cuda", "test"}
+
+
+def test_secrets_made_by_hand_are_not_committed() -> None:
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert {"/deploy/keys/", "/deploy/prometheus/key"} <= set(ignored)
 
 
 def test_every_copied_folder_exists() -> None:
@@ -59,10 +138,10 @@ def test_every_copied_folder_exists() -> None:
 
 def test_every_mounted_file_of_ours_exists() -> None:
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
-    mounted = [v.split(":")[0] for s in services.values() for v in s.get("volumes", ()) if v.startswith("./")]
-    made_by_hand = {"./keys.json", "./prometheus/key"}
-    assert made_by_hand < set(mounted)
-    assert all((DEPLOY / one).is_file() for one in set(mounted) - made_by_hand)
+    sources = [v.split(":")[0] for s in services.values() for v in s.get("volumes", ()) if v.startswith("./")]
+    made_by_hand = {"./keys", "./prometheus/key"}
+    assert made_by_hand < set(sources)
+    assert all((DEPLOY / one).is_file() for one in set(sources) - made_by_hand)
 
 
 def expressions() -> list[str]:
