@@ -98,7 +98,7 @@ def target_attention(report: BenchReport, setting: Setting, width: int = 32) -> 
     usual = partial(padded, longest=given.longest)
     calls: dict[str, Callable[[], Any]] = {"ours": partial(given.step, ours), "usual": partial(given.step, usual)}
     if setting.compiled:
-        mode = "max-autotune-no-cudagraphs" if setting.device == "cuda" else "default"
+        mode = "max-autotune-no-cudagraphs"
         calls["compile"] = partial(given.step, torch.compile(usual, mode=mode, dynamic=False))
     memory = {way: peak_memory(calls[way], setting.device) for way in ("ours", "usual")}
     seconds = timed(calls, setting.rounds, setting.device)

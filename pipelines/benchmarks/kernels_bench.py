@@ -6,6 +6,7 @@ roofline is the longer of the two times that its bytes and its operations need a
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import statistics
@@ -68,7 +69,7 @@ def main(
 ) -> None:
     """Time of each operator, forward alone and with its backward, on a grid of sizes; and what models gain by them.
 
-    On a GPU torch.compile tunes (max-autotune). On CPU sizes of more than 4,096 rows are left out: see --rows.
+    torch.compile tunes (max-autotune). On CPU sizes of more than 4,096 rows are left out: see --rows.
 
     Example: sluice bench kernels --operators gated_cross --ratios none --at-most overhead_us=10
 
@@ -150,6 +151,8 @@ def _operators(
     """Add the rows and figures of the operators, each on its grid."""
     import torch
 
+    # Where a definition asks how long histories are, torch.compile compiles it in two: no news to the reader.
+    torch._logging.set_logs(dynamo=logging.ERROR)
     machine = measured(device, dtype)
     report.note(
         f"a copy moves {machine.bandwidth / 1e9:.1f} GB/s, a product computes {machine.rate / 1e9:.0f} Gflop/s; "
@@ -164,7 +167,7 @@ def _operators(
         if compiled:
             # Of more than a few sizes in all, torch.compile gives a function up and runs it as it is.
             torch._dynamo.reset()
-            mode = "max-autotune-no-cudagraphs" if device == "cuda" else "default"
+            mode = "max-autotune-no-cudagraphs"
             ways["compile"] = torch.compile(operator.reference, mode=mode, dynamic=False)
         bound = machine.roofline(operator.workload.moved(*arguments), operator.workload.computed(*arguments))
         for backward in (False, True):
