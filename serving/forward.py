@@ -19,6 +19,7 @@ from ctr_models.candidates import Candidates, joined_rows
 from ctr_models.export import TensorModel, tensors
 from ctr_models.int8 import Int8, definitions, supported
 from ctr_models.model import CTRModel
+from ctr_models.schema import Schema
 from pipelines.release.bundle import TOLERANCE
 from pipelines.release.int8 import LARGEST
 from serving.batching import Encoded
@@ -115,13 +116,13 @@ def _traced(bundle: Bundle, example: Callable[[int], Encoded], int8: Int8Card | 
         return None  # a trace holds the numbers of ids that it has seen
 
     def way(requests: Sequence[Encoded]) -> Tensor:
-        return program(*tensors(_plain(schema, requests).batch()))
+        return program(*tensors(plain(schema, requests).batch()))
 
     golden, whole = bundle.golden, _Scores(model).eval()
     kind, tolerance = ("traced", TOLERANCE) if int8 is None else ("in int8", LARGEST)
     try:
         with _quietly(), definitions(model), torch.no_grad():
-            given = tensors(_plain(schema, [example(3)]).batch())
+            given = tensors(plain(schema, [example(3)]).batch())
             with nullcontext() if int8 is None else Int8(model, int8.ranges, whole):
                 program = torch.jit.freeze(torch.jit.trace(whole, given, check_trace=False))
         expected = golden[SCORE].to_numpy()
@@ -139,7 +140,8 @@ def _traced(bundle: Bundle, example: Callable[[int], Encoded], int8: Int8Card | 
     return way
 
 
-def _plain(schema: Any, requests: Sequence[Encoded]) -> EncodedRows:
+def plain(schema: Schema, requests: Sequence[Encoded]) -> EncodedRows:
+    """Return the candidates of requests as plain rows, in which what they share is repeated."""
     own = EncodedRows.concat([r.own for r in requests])
     shared = [r.shared for r in requests if r.shared is not None]
     if not shared:

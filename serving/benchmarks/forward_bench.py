@@ -1,0 +1,101 @@
+"""The ways to compute a bundle's pass: those that a server times when it loads one, and the one that it leaves out.
+
+``eager``, ``traced`` and ``int8`` are those of :class:`serving.forward.Forward`. ``exported`` is the program of
+``torch.export``, which servers do not make: this says what it would cost, and what it would give.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath
+
+if TYPE_CHECKING:
+    from pipelines.release.bundle import Bundle
+    from serving.forward import Way
+
+ROUNDS = 25
+
+
+def main(
+    bundle: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A bundle, repeatable. [default: untrained ones, FinalMLP of Frappe's ten fields, GDCN of 39, and "
+            "DIN with lists and a history]"
+        ),
+    ] = None,
+    json: JsonPath = None,
+    at_least: AtLeast = None,
+    at_most: AtMost = None,
+) -> None:
+    """Ways to compute a pass: milliseconds by candidates, and the seconds that it takes to load them.
+
+    Example: sluice bench forward --at-least exported_over_best=1
+    """
+    import torch
+
+    from pipelines.benchmarks.measure import timed
+    from pipelines.release.bundle import Bundle
+    from pipelines.release.example import example_bundle
+    from serving.benchmarks.serve_bench import requests, synthetic
+    from serving.forward import MEASURED_ROWS
+    from serving.scorer import Scorer, card_of
+
+    torch.set_num_threads(1)
+    columns = ["bundle", "way", "load s", *(f"{rows} candidates, ms" for rows in MEASURED_ROWS)]
+    report, ratios = BenchReport("Forward passes, on one core", columns), list[float]()
+    with tempfile.TemporaryDirectory() as scratch:
+        made = [] if bundle else [example_bundle(Path(scratch) / "lists", model="din").directory]
+        for place, path in enumerate(bundle or [*synthetic(Path(scratch)), *made], 1):
+            loaded = Bundle.load(path)
+            name = f"{place}_{loaded.model.name}"
+            begin = time.perf_counter()
+            scorer = Scorer(loaded, card_of(loaded), int8=True)
+            load = time.perf_counter() - begin
+            begin = time.perf_counter()
+            ways = {**scorer.forward.ways, "exported": exported(loaded)}
+            export = time.perf_counter() - begin
+            taken: dict[str, list[float]] = {way: [] for way in ways}
+            for rows in MEASURED_ROWS:
+                some = scorer.encode(**requests(loaded, rows)[0])
+                calls: dict[str, Callable[[], Any]] = {way: partial(one, [some]) for way, one in ways.items()}
+                with torch.inference_mode():
+                    found = timed(calls, ROUNDS, "cpu", least=0.01)
+                for way, one in found.items():
+                    taken[way].append(1000 * one)
+                    report.figures[f"{name}_{way}_{rows}_ms"] = 1000 * one
+                ratios.append(found["exported"] / min(one for way, one in found.items() if way != "exported"))
+            for way, times in taken.items():
+                first = (loaded.model.name, load) if way == "eager" else ("", export if way == "exported" else "")
+                report.row(first[0], way, first[1], *times)
+            report.figures |= {f"{name}_load_seconds": load, f"{name}_export_seconds": export}
+    report.figures["exported_over_best"] = min(ratios)
+    report.note("load s: all that a server does with a verified bundle, beside eager; of exported its program alone")
+    report.note("exported_over_best: its time over that of the fastest other way, where that is least")
+    report.finish(json, at_least, at_most)
+
+
+def exported(bundle: Bundle) -> Way:
+    """Return a bundle's model as the program of ``torch.export``; it takes lists and histories too."""
+    import torch
+
+    from ctr_models.export import export, tensors
+    from ctr_models.int8 import definitions
+    from serving.batching import Encoded
+    from serving.forward import plain
+
+    with definitions(bundle.model):
+        program = export(bundle.model).module()
+
+    def way(requests: Sequence[Encoded]) -> torch.Tensor:
+        return torch.sigmoid(program(*tensors(plain(bundle.model.schema, requests).batch())).float())
+
+    return way
