@@ -43,9 +43,9 @@ class Day:
         clicks, conversions, skips: candidates that have them.
         unmatched: events of the day that found no exposure.
         files: names of the data files.
-        stored, events: exposures of the day that the database had, shadow arms' too, and events in whose time they
-            might count. If it has more by now, some came late.
-        until: when the time of those events ends, in microseconds since 1970.
+        stored, events: exposures and events that the database had of the span that was looked at, those around the
+            day and of shadow arms too. If it has more by now, some came late.
+        since, until: the span, in microseconds since 1970.
     """
 
     day: str
@@ -59,6 +59,7 @@ class Day:
     files: list[str] = field(default_factory=list)
     stored: int = 0
     events: int = 0
+    since: int = 0
     until: int = 0
 
 
@@ -123,7 +124,7 @@ def export(
                     start = midnight(day)
                     if start < horizon(connection):
                         _leave(connection, database.name, day, asked=days is not None)
-                    elif again or not _settled(connection, partition(out, day), start):
+                    elif again or not _settled(connection, partition(out, day)):
                         written += _export_day(connection, out, day, span, moment, (label, timestamp), step)
     except Unavailable as error:
         raise DataError(f"the database can't be read ({error})", where=database.name, remedy=REMEDY) from None
@@ -153,7 +154,7 @@ def missing(connection: sa.Connection, out: Path, day: date) -> str:
         return f"exported, but not to be read ({type(error).__name__})"
     if ids:
         return f"exported without {len(ids):,} of its exposures"
-    return "" if _settled(connection, folder, start) else "exported before some of its events came"
+    return "" if _settled(connection, folder) else "exported before some of its events came"
 
 
 def stored_days(connection: sa.Connection, before: int | None = None) -> list[date]:
@@ -182,12 +183,12 @@ def _export_day(
     step: Step,
 ) -> list[Day]:
     start = midnight(day)
-    until = start + _DAY + span
-    told = Day(day.isoformat(), final=now.timestamp() * 1e6 > until, until=until)
+    since, until = start - span - SKEW, start + _DAY + span
+    told = Day(day.isoformat(), final=now.timestamp() * 1e6 > until, since=since, until=until)
     total = _count(connection, exposures.c.served, _within(start, start + _DAY))
     if not total:
         return []
-    told.stored, told.events = _stored(connection, start, until)
+    told.stored, told.events = _stored(connection, since, until)
     credit = _credits(connection, start, span, told)
     with atomic_directory(partition(out, day)) as aside:
         _write(connection, start, credit, told, aside, names, step(told.day, total))
@@ -213,21 +214,21 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def _settled(connection: sa.Connection, folder: Path, start: int) -> bool:
+def _settled(connection: sa.Connection, folder: Path) -> bool:
     """Tell whether a partition is final and nothing of its day came after it was written."""
     told = _manifest(folder)
     if told is None or not told["final"]:
         return False
-    if not told.get("until"):  # of a release that did not count
+    if not told.get("until"):  # written by a release that did not count
         return True
-    stored, seen = _stored(connection, start, told["until"])
+    stored, seen = _stored(connection, told["since"], told["until"])
     return stored <= int(told["stored"]) and seen <= int(told["events"])
 
 
-def _stored(connection: sa.Connection, start: int, until: int) -> tuple[int, int]:
-    """Count a day's exposures, and the events that may count for them, in the indices of their times."""
-    of_day = _count(connection, _within(start, start + _DAY))
-    return of_day, _count(connection, events.c.time >= start - SKEW, events.c.time < until)
+def _stored(connection: sa.Connection, since: int, until: int) -> tuple[int, int]:
+    """Count exposures and events of a span, in the indices of their times."""
+    shown = _count(connection, _within(since, until))
+    return shown, _count(connection, events.c.time >= since, events.c.time < until)
 
 
 def _count(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> int:

@@ -22,7 +22,7 @@ from pipelines.release.example import SPEC, example_log
 from serving import export as module
 from serving.database import Database
 from serving.events import exposure
-from serving.export import Day, export
+from serving.export import SKEW, Day, export
 from tests.serving.live_log import CARD, DAY, LATER, event, micros, shown
 
 
@@ -51,8 +51,8 @@ def test_rows_are_candidates_with_what_came_of_them(database: Database, tmp_path
     rows += [event(2.1, "skip", unit="u", item="c"), event(3, request_id="unknown", candidate=0)]
     database.insert(rows)
     (told,) = export(database, tmp_path / "out", now=LATER)
-    until = micros(48)
-    assert told == Day("2026-11-20", True, 2, 3, 1, 1, 1, 1, ["part-00000.parquet"], 2, 4, until)
+    span = micros(-24) - SKEW, micros(48)
+    assert told == Day("2026-11-20", True, 2, 3, 1, 1, 1, 1, ["part-00000.parquet"], 2, 4, *span)
     frame = read(tmp_path / "out")
     shown_columns = frame.select("user_id", "hour", "item_id", "extra", "click", "conversion", "skip", "value")
     assert shown_columns.rows() == [
@@ -110,13 +110,24 @@ def test_what_comes_after_a_day_is_final_is_exported_too(database: Database, tmp
     database.insert([shown("r", 1), shown("next", 25)])
     export(database, tmp_path, now=LATER)
     database.insert([event(3, "conversion", request_id="r", candidate=0)])  # from a phone that was offline
-    assert [told.conversions for told in export(database, tmp_path, now=LATER)] == [1]
+    assert export(database, tmp_path, now=LATER)[0].conversions == 1
     database.insert([shown("spooled", 2)])  # by a server that was away
-    assert [told.exposures for told in export(database, tmp_path, now=LATER)] == [2]
+    assert export(database, tmp_path, now=LATER)[0].exposures == 2
     database.insert([event(49.5, request_id="r", candidate=1)])  # too late to count
     assert [told.day for told in export(database, tmp_path, now=LATER)] == ["2026-11-21"]
     assert export(database, tmp_path, now=LATER) == []
     assert sorted(set(read(tmp_path)["served_request_id"])) == ["next", "r", "spooled"]
+
+
+def test_an_exposure_that_comes_late_takes_the_event_from_the_day_before(
+    database: Database, tmp_path: Path
+) -> None:
+    database.insert([shown("r", 23), event(26, unit="u", item="a")])
+    export(database, tmp_path, now=LATER)
+    assert clicked(tmp_path) == [("r", 0)]
+    database.insert([shown("spooled", 25)])  # which the user saw last
+    export(database, tmp_path, now=LATER)
+    assert clicked(tmp_path) == [("spooled", 0)]
 
 
 def test_shadow_arms_are_not_training_data(database: Database, tmp_path: Path) -> None:
