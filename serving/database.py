@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -173,7 +173,9 @@ class Database:
             sa.event.listen(self.engine, "begin", _begin)
             self._insert: Any = sqlite.insert
         elif kind == "postgresql":
-            options = f"-c statement_timeout=10000 -c lock_timeout={max(1, round(1000 * lock_seconds))}"
+            # A commit that returned is on disk, whatever the server's default is; what the address says wins.
+            options = "-c synchronous_commit=on -c statement_timeout=10000"
+            options += f" -c lock_timeout={max(1, round(1000 * lock_seconds))} {parsed.query.get('options', '')}"
             try:
                 self.engine = sa.create_engine(
                     parsed.set(drivername="postgresql+psycopg"),
@@ -209,6 +211,8 @@ class Database:
         """
         by_table: dict[str, list[dict[str, Any]]] = {}
         for table, values in rows:
+            if table not in metadata.tables:  # from the spool of another release
+                raise Unfit(f"no such table: {table}")
             by_table.setdefault(table, []).append(values)
         try:
             with self.engine.begin() as connection:
@@ -218,6 +222,9 @@ class Database:
         except (sa.exc.DataError, sa.exc.IntegrityError) as error:
             raise Unfit(_reason(error)) from error
         except sa.exc.DBAPIError as error:
+            if self._path is None and isinstance(error, sa.exc.ProgrammingError):
+                with suppress(sa.exc.DBAPIError):  # the server's database was made anew: the next try finds tables
+                    metadata.create_all(self.engine)
             raise self._unavailable(error) from error
         except (sa.exc.StatementError, OverflowError, UnicodeError) as error:
             raise Unfit(_reason(error)) from error

@@ -144,6 +144,23 @@ def test_a_reader_may_ask_for_more_time(postgres: Any) -> None:
         assert connection.execute(sa.text("SHOW statement_timeout")).scalar() == "10s"
 
 
+def test_a_server_that_syncs_lazily_syncs_for_us(postgres: Any) -> None:
+    url = postgres.new_database()
+    with Database(url).engine.connect() as connection:
+        name = connection.execute(sa.text("SELECT current_database()")).scalar()
+        connection.execute(sa.text(f"ALTER DATABASE {name} SET synchronous_commit = off"))
+        connection.commit()
+    with Database(url).engine.connect() as connection:
+        assert connection.execute(sa.text("SHOW synchronous_commit")).scalar() == "on"
+
+
+def test_options_of_the_address_hold(postgres: Any) -> None:
+    database = Database(postgres.new_database() + "?options=-c%20search_path%3Dlogs")
+    with database.engine.connect() as connection:
+        shown = [connection.execute(sa.text(f"SHOW {n}")).scalar() for n in ("search_path", "statement_timeout")]
+    assert shown == ["logs", "10s"]
+
+
 def test_only_the_owner_reads_what_users_did(database: Database, path: Path) -> None:
     database.insert([click("e1")])
     files = sorted(path.parent.glob("events.db*"))
