@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import re
 import threading
 import time
 import uuid
@@ -107,7 +108,7 @@ class EventStore:
         self._waiting = self._refused = self._stored = self._spooled = self._replayed = self._lost = 0
         self._oldest = time.time()  # of what waits in the spool
         self._closing = self._created = False
-        self._reason = self._full = ""
+        self._reason = self._full = self._stuck = ""
         self._retry_at = 0.0
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
         self._thread.start()
@@ -182,8 +183,15 @@ class EventStore:
                 log.exception("rows could not be stored")
                 left = [one for one in batch if not one[1].done()]
                 self._resolve(left, NotStored(f"rows could not be stored: {type(error).__name__}"))
-            if self._spools() and time.monotonic() >= self._retry_at:
-                self._replay()
+            try:
+                if self._spools() and time.monotonic() >= self._retry_at:
+                    self._replay()
+            except Exception as error:  # a full disk, perhaps; this thread has to go on whatever it is
+                reason = f"what waits in the spool can't be moved: {error}"
+                if reason != self._stuck:
+                    log.exception(reason)
+                self._stuck = self._reason = reason
+                self._retry_at = time.monotonic() + self._retry_seconds
             if last:
                 return
 
@@ -255,32 +263,46 @@ class EventStore:
         """Move some of the oldest records from the spool to the database."""
         spool = self._spools()[0]
         try:
-            rows = [_decode(record) for record in spool.read()]
-        except (ArtifactError, OSError, msgspec.DecodeError) as error:
-            log.error("%s; kept as %s", error, spool.set_aside())
+            records = spool.read()
+        except ArtifactError as error:
+            log.error("%s; what there is of it is kept as %s", error, spool.set_aside())
             return
+        rows: list[Row] = []
+        refused: list[bytes] = []
+        for record in records:
+            try:
+                rows.append(_decode(record))
+            except msgspec.DecodeError as error:
+                refused.append(_encode([record, str(error)]))
         try:
-            self._insert(rows)
+            try:
+                self._insert(rows)
+            except Unfit:
+                refused += self._refusals(rows)
         except Unavailable as error:
             self._away(error)
             return
-        except Unfit:
-            for row in rows:
-                try:
-                    self._insert([row])
-                except Unavailable as error:
-                    self._away(error)
-                    return
-                except Unfit as error:
-                    log.error("a row from the spool is refused: %s", error)
-                    self._refused += 1
-                    with open(spool.folder / "refused.jsonl", "ab") as file:
-                        file.write(_encode([*row, str(error)]) + b"\n")
-        self._replayed += len(rows)
-        self._oldest = min(row.get("received", row["time"]) for _, row in rows) / 1e6  # those behind are younger
+        if refused:
+            spool.put_by("refused.jsonl", b"".join(line + b"\n" for line in refused))
+            log.error("%d rows from the spool are refused and kept in %s", len(refused), spool.folder)
+            self._refused += len(refused)
+        self._replayed += len(records)
+        if rows:  # those behind are younger
+            self._oldest = min(row["received" if "received" in row else "time"] for _, row in rows) / 1e6
         spool.replayed()
+        self._stuck = ""
         if not self._spools():
             log.info("the database has all that waited in the spool")
+
+    def _refusals(self, rows: Sequence[Row]) -> list[bytes]:
+        """Write rows one by one; return those that the database refuses, with the reason."""
+        refused = []
+        for row in rows:
+            try:
+                self._insert([row])
+            except Unfit as error:
+                refused.append(_encode([*row, str(error)]))
+        return refused
 
     def _insert(self, rows: Sequence[Row]) -> None:
         if not self._created:
@@ -314,7 +336,7 @@ class EventStore:
 def _take_spools(folder: Path, limit: int) -> list[Spool]:
     """Return this process's spool, and after it those in which dead processes left something."""
     taken: list[Spool] = []
-    for number in sorted(int(path.name) for path in folder.glob("[0-9]*")):
+    for number in sorted(int(path.name) for path in folder.glob("*") if re.fullmatch("[0-9]+", path.name)):
         try:
             spool = Spool(folder / str(number), limit=limit)
         except ArtifactError:

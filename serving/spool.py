@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -26,7 +27,8 @@ class Spool:
     """A folder of append-only segments, owned by one process at a time.
 
     A record is whole or absent: each has its length and checksum before it, and is flushed to disk before
-    :meth:`append` returns. What a crash left torn at the end of a segment was never acknowledged and is dropped.
+    :meth:`append` returns. What a crash left torn at the end of a segment was never acknowledged and is dropped;
+    where whole records stand behind it, it is damage, and they are kept. No record is empty: zeros are none.
 
     Args:
         folder: made if missing.
@@ -88,6 +90,8 @@ class Spool:
             assert self._file is not None
             _write_all(self._file, data)
             os.fdatasync(self._file)
+            if not os.fstat(self._file).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "its file has vanished")
         except OSError as error:
             # What may have been written in part is torn: it is cut off, and if that fails nothing goes after it.
             self._abandon()
@@ -102,13 +106,16 @@ class Spool:
         if not self.pending:
             return []
         oldest = next(iter(self._sizes))
-        with open(oldest, "rb") as file:
-            file.seek(self._at)
-            content = file.read(min(max(most, _HEADER.size), self._sizes[oldest] - self._at))
-            records, used = _records(content)
-            if not records and len(content) >= _HEADER.size:  # the first one alone is larger than ``most``
+        try:
+            with open(oldest, "rb") as file:
                 file.seek(self._at)
-                records, used = _records(file.read(_HEADER.size + _HEADER.unpack_from(content)[0]))
+                content = file.read(min(max(most, _HEADER.size), self._sizes[oldest] - self._at))
+                records, used = _records(content)
+                if not records and len(content) >= _HEADER.size:  # the first one alone is larger than ``most``
+                    file.seek(self._at)
+                    records, used = _records(file.read(_HEADER.size + _HEADER.unpack_from(content)[0]))
+        except FileNotFoundError:
+            raise ArtifactError("a segment has vanished", where=str(oldest)) from None
         if not records:
             raise ArtifactError("a record is damaged", where=f"{oldest} at byte {self._at}")
         self._read_to = self._at + used
@@ -130,15 +137,34 @@ class Spool:
 
         Returns:
             the file as it is called now, for a person to look at.
+
+        Raises:
+            SpoolFull: no room for the records that are whole behind it; nothing changed.
         """
         oldest = next(iter(self._sizes))
         if len(self._sizes) == 1:
             self._shut()
-        aside = oldest.with_suffix(".damaged")
-        oldest.rename(aside)
-        del self._sizes[oldest]
+        aside, size, at = oldest.with_suffix(".damaged"), self._sizes.pop(oldest), self._at
         self._at = self._read_to = 0
+        try:
+            if oldest.exists():
+                # Written first: after a crash they are there twice, and a row is stored once.
+                if whole := _behind(oldest.read_bytes()[at:]):
+                    self.append(whole)
+                oldest.rename(aside)
+        except (SpoolFull, OSError):
+            self._sizes = {oldest: size, **self._sizes}
+            self._at = self._read_to = at
+            raise
         return aside
+
+    def put_by(self, name: str, content: bytes) -> None:
+        """Add something to a file beside the segments, and return when the disk has it."""
+        with open(self.folder / name, "ab", opener=_for_owner) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(self.folder)
 
     def close(self) -> None:
         """Let go of the folder; what waits in it stays."""
@@ -150,11 +176,7 @@ class Spool:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._next += 1
         self._sizes[path] = 0
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(self.folder)
 
     def _shut(self) -> None:
         if self._file is not None:
@@ -181,11 +203,23 @@ def _records(content: bytes) -> tuple[list[bytes], int]:
     while at + _HEADER.size <= len(content):
         length, checksum = _HEADER.unpack_from(content, at)
         record = content[at + _HEADER.size : at + _HEADER.size + length]
-        if len(record) < length or zlib.crc32(record) != checksum:
+        if not length or len(record) < length or zlib.crc32(record) != checksum:
             break
         found.append(record)
         at += _HEADER.size + length
     return found, at
+
+
+def _behind(content: bytes) -> list[bytes]:
+    """Return the whole records behind those that are not."""
+    found, at = [], 0
+    while at + _HEADER.size <= len(content):
+        length, checksum = _HEADER.unpack_from(content, at)
+        at += _HEADER.size + length
+        record = content[at - length : at]
+        if length and len(record) == length and zlib.crc32(record) == checksum:
+            found.append(record)
+    return found
 
 
 def _settle(path: Path) -> int:
@@ -193,9 +227,23 @@ def _settle(path: Path) -> int:
     content = path.read_bytes()
     _, used = _records(content)
     if used < len(content):
+        if _behind(content[used:]):
+            return len(content)  # to be set aside when its turn comes
         log.warning("%s: %d bytes at the end were never acknowledged and are dropped", path, len(content) - used)
         os.truncate(path, used)
     return used
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _for_owner(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _write_all(file: int, data: bytes) -> None:

@@ -22,7 +22,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipelines.experiments.experiment import Arm
-from serving.database import EVENTS, Database, Row, assignments, events, exposures
+from serving.database import EVENTS, Database, Row, assignments, events, exposures, metadata
 from serving.events import EventStore, NotStored, assigned, exposure
 from serving.export import export
 from serving.router import Assignment
@@ -231,6 +231,67 @@ def test_an_unfit_row_in_the_spool_does_not_stop_the_others(store: EventStore, p
     assert stored(path) == ["first", "a", "b"] and store.status.refused == 1
     (line,) = (path.parent / "spool" / "0" / "refused.jsonl").read_text().splitlines()
     assert json.loads(line)[1]["event_id"] == "bad"
+
+
+def test_a_row_of_a_table_of_another_release_does_not_stop_the_others(store: EventStore, path: Path) -> None:
+    with Lock(path):
+        for row in (click("a"), ("sluice_later", {"time": 0}), click("b")):
+            store.submit([row]).result()
+    until(lambda: store.status.state == "ready")
+    assert stored(path) == ["first", "a", "b"] and store.status.refused == 1
+
+
+def test_a_record_that_is_no_row_does_not_stop_the_others(store: EventStore, path: Path) -> None:
+    with Lock(path):
+        store.submit([click("a")]).result()
+        store._own.append([b"?"])
+        store.submit([click("b")]).result()
+    until(lambda: store.status.state == "ready")
+    assert stored(path) == ["first", "a", "b"] and store.status.refused == 1
+
+
+def test_an_unfit_row_waits_while_it_can_not_be_put_aside(store: EventStore, path: Path) -> None:
+    aside = path.parent / "spool" / "0" / "refused.jsonl"
+    aside.mkdir()  # as a full disk: nothing can be written there
+    with Lock(path):
+        for row in (click("bad", type=None), click("a")):
+            store.submit([row]).result()
+    until(lambda: "a" in stored(path) or "refused" in store.status.reason)
+    store.submit([click("b")]).result()  # who comes meanwhile is heard
+    aside.rmdir()
+    until(lambda: store.status.state == "ready")
+    assert sorted(stored(path)) == ["a", "b", "first"] and store.status.refused == 1
+    assert json.loads(aside.read_text().splitlines()[0])[1]["event_id"] == "bad"
+
+
+def test_a_segment_that_vanishes_is_told_and_nothing_after_it_is_lost(store: EventStore, path: Path) -> None:
+    with Lock(path):
+        store.submit([click("gone")]).result()
+        (segment,) = (path.parent / "spool" / "0").glob("*.spool")
+        segment.unlink()
+        with pytest.raises(NotStored, match="vanished"):
+            store.submit([click("told")]).result()
+        store.submit([click("a")]).result()
+    until(lambda: store.status.state == "ready")
+    assert stored(path) == ["first", "a"]
+
+
+def test_other_folders_beside_the_spools_are_left_alone(path: Path) -> None:
+    (path.parent / "spool" / "0.bak").mkdir(parents=True)
+    with opened(path) as store:
+        store.submit([click("a")]).result()
+    assert stored(path) == ["a"]
+
+
+def test_tables_that_vanish_are_made_anew(postgres: Any, tmp_path: Path) -> None:
+    url = postgres.new_database()
+    with EventStore(Database(url), tmp_path / "spool", retry_seconds=0.05) as store:
+        store.submit([click("a")]).result()
+        with Database(url).writing() as connection:  # as where the database is made anew
+            metadata.drop_all(connection)
+        store.submit([click("b")]).result()
+        until(lambda: store.status.state == "ready")
+        assert [row.event_id for row in store.database.rows(sa.select(events.c.event_id))] == ["b"]
 
 
 def test_a_row_that_is_no_json_fails_its_caller_and_nobody_else(store: EventStore, path: Path) -> None:

@@ -23,7 +23,7 @@ def drain(spool: Spool, most: int = 2**20) -> list[bytes]:
 
 @pytest.mark.parametrize("most", [1, 40, 2**20])
 def test_records_come_back_in_order_over_segments_and_restarts(tmp_path: Path, most: int) -> None:
-    written = [bytes([i]) * (i % 50) for i in range(200)]
+    written = [bytes([i]) * (1 + i % 50) for i in range(200)]
     for start in range(0, 200, 50):
         with Spool(tmp_path, limit=20_000) as spool:
             for record in written[start : start + 50]:
@@ -72,7 +72,35 @@ def test_a_flipped_bit_ends_what_is_believed(tmp_path: Path) -> None:
         spool.append([b"third"])
         assert spool.set_aside().read_bytes().startswith(content)
         spool.append([b"fourth"])
-        assert drain(spool) == [b"fourth"]
+        assert drain(spool) == [b"third", b"fourth"]
+
+
+def test_zeros_at_the_end_are_no_records(tmp_path: Path) -> None:
+    with Spool(tmp_path, limit=1000) as spool:
+        spool.append([b"first"])
+    (path,) = tmp_path.glob("*.spool")
+    with open(path, "ab") as file:
+        file.write(bytes(64))  # what a power cut leaves of a write that the disk never got
+    with Spool(tmp_path, limit=1000) as spool:
+        assert drain(spool) == [b"first"]
+
+
+def test_what_stands_behind_a_flipped_bit_is_not_taken_for_torn(tmp_path: Path) -> None:
+    with Spool(tmp_path, limit=1000) as spool:
+        spool.append([b"first"])
+        spool.append([b"second"])
+        spool.append([b"third"])
+    (path,) = tmp_path.glob("*.spool")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"second")] ^= 1
+    path.write_bytes(bytes(content))
+    with Spool(tmp_path, limit=1000) as spool:
+        assert spool.read() == [b"first"]
+        spool.replayed()
+        with pytest.raises(ArtifactError, match="damaged"):
+            spool.read()
+        assert spool.set_aside().read_bytes() == bytes(content)
+        assert drain(spool) == [b"third"]
 
 
 def test_it_is_bounded_and_takes_more_once_drained(tmp_path: Path) -> None:
