@@ -78,7 +78,7 @@ def main(
                 report.row(first[0], way, first[1], *times)
             report.figures |= {f"{name}_load_seconds": load, f"{name}_export_seconds": export}
     report.figures["exported_over_best"] = min(ratios)
-    report.note("load s: all that a server does with a verified bundle, beside eager; of exported its program alone")
+    report.note("load s: beside eager all that a server does with a verified bundle; of exported the program alone")
     report.note("exported_over_best: its time over that of the fastest other way, where that is least")
     report.finish(json, at_least, at_most)
 

@@ -30,10 +30,11 @@ def program(bundle: Bundle) -> Way:
 
 def test_the_exported_program_gives_the_scores(bundle: Bundle, program: Way) -> None:
     scorer = Scorer(bundle, card_of(bundle))
+    whole = {"item_id": "item-1", "price": 2.5, "tags": ["new"]}
     for rows in (1, 7):
         asked = requests(bundle, rows)[:3]
         for one in asked:  # all give the same columns, as those of a pass do
-            one["candidates"] = [{"item_id": "item-1", "price": 2.5, "tags": ["new"], **c} for c in one["candidates"]]
+            one["candidates"] = [{**whole, **candidate} for candidate in one["candidates"]]
         with torch.inference_mode():
             found = program([scorer.encode(**one) for one in asked]).numpy()
         np.testing.assert_allclose(found, np.concatenate([bundle.score_request(**one) for one in asked]), atol=1e-5)
