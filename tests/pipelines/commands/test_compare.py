@@ -4,11 +4,10 @@ import json
 import re
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from ctr_models.errors import ConfigError
-from pipelines.commands.compare import register
+from pipelines.cli import build_app
 
 CONFIG = """
 name: compare-test
@@ -29,10 +28,7 @@ def config(tmp_path_factory):
 
 
 def sluice(*arguments):
-    app = typer.Typer()
-    register(app)
-    app.command("other")(lambda: None)  # one command alone would lose its name
-    return CliRunner().invoke(app, ["compare", *map(str, arguments)], env={"COLUMNS": "160"})
+    return CliRunner().invoke(build_app(), ["compare", *map(str, arguments)], env={"COLUMNS": "160"})
 
 
 def test_arms_are_trained_compared_and_reported(config):

@@ -8,17 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 from ctr_models.errors import ConfigError
-from pipelines.commands.config import register
 from pipelines.config import load_config
 from pipelines.reference import reference
-
-
-@pytest.fixture
-def app() -> typer.Typer:
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    register(app)
-    return app
 
 
 def test_check_says_what_the_file_asks_for(app: typer.Typer, tmp_path: Path) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 from ctr_models.errors import ConfigError, DataError
-from pipelines.commands.features import register
+from pipelines.cli import build_app
 from pipelines.config import load_config
 from pipelines.datasets.click_world import ClickWorldOptions, write_world
 
@@ -31,9 +30,7 @@ def world() -> Path:
 
 
 def sluice(*arguments: object) -> Result:
-    app = typer.Typer()
-    register(app)
-    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    return CliRunner().invoke(build_app(), [str(a) for a in arguments], catch_exceptions=False)
 
 
 def test_init_writes_a_config_that_loads(world: Path) -> None:

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from ctr_models.errors import ConfigError
 from ctr_models.gates import GATES
 from ctr_models.gates import contract as contract_module
-from pipelines.commands.gates import register
 
 GOOD = """
 import torch
@@ -31,14 +30,6 @@ class FreeGate(Gate):
         return 2 * torch.sigmoid(self.v)
 """
 BAD = GOOD.replace("2 * torch", "3 * torch").replace("free", "loud").replace("FreeGate", "LoudGate")
-
-
-@pytest.fixture
-def app() -> typer.Typer:
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    register(app)
-    return app
 
 
 @pytest.fixture(autouse=True)

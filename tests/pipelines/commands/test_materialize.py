@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import redis
-import typer
 from typer.testing import CliRunner, Result
 
 from ctr_models.errors import ArtifactError, ConfigError
-from pipelines.commands.materialize import register
+from pipelines.cli import build_app
 from pipelines.datasets.base import open_data
 from pipelines.datasets.click_world import ClickWorldOptions, write_world
 from pipelines.datasets.config import DataConfig
@@ -28,9 +27,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sluice(*arguments: object) -> Result:
-    app = typer.Typer()
-    register(app)
-    return CliRunner().invoke(app, [str(a) for a in (*arguments, *OPTIONS)], catch_exceptions=False)
+    words = ["materialize", *(str(a) for a in (*arguments, *OPTIONS))]
+    return CliRunner().invoke(build_app(), words, catch_exceptions=False)
 
 
 def test_a_snapshot_is_written_and_told_of() -> None:
@@ -87,9 +85,8 @@ def test_files_of_ones_own(tmp_path: Path) -> None:
         "    {name: price, kind: numeric, role: item},\n"
         "    {name: liked, kind: sequence, table: item_id, from_log: {column: item_id}}]}\n"
     )
-    app = typer.Typer()
-    register(app)
-    result = CliRunner().invoke(app, ["-c", "ctr.yaml", "--out", "online", "--json", "-"], catch_exceptions=False)
+    words = ["materialize", "-c", "ctr.yaml", "--out", "online", "--json", "-"]
+    result = CliRunner().invoke(build_app(), words, catch_exceptions=False)
     stored = json.loads(result.stdout)["stored"]
     assert stored["user"]["columns"] == ["liked"]
     assert stored["item"]["columns"] == ["price"]

@@ -18,22 +18,9 @@ from pipelines.features.prepare import EncodedData, prepare
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.state import FeatureState
 from pipelines.features.transform import encoded_rows, transform
+from tests.pipelines.features.every_kind import COLUMNS
 
-SPEC = FeatureSpec.model_validate(
-    {
-        "label": "y",
-        "user": "ad",
-        "columns": [
-            {"name": "ad", "kind": "categorical", "encode": {"how": "vocabulary", "min_count": 2}},
-            {"name": "city", "kind": "categorical", "encode": {"how": "hash", "buckets": 7}},
-            {"name": "price", "kind": "numeric", "encode": {"how": "quantile", "buckets": 4}},
-            {"name": "age", "kind": "numeric", "encode": {"how": "log", "buckets": 5}},
-            {"name": "score", "kind": "numeric"},
-            {"name": "tags", "kind": "multi", "separator": "|"},
-            {"name": "seen", "kind": "sequence", "table": "ad"},
-        ],
-    }
-)
+SPEC = FeatureSpec.model_validate({"label": "y", "user": "ad", "columns": COLUMNS})
 ROWS = 60
 
 

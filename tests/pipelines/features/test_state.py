@@ -16,6 +16,7 @@ from ctr_models.errors import ArtifactError, DataError
 from pipelines.features.files import sha256_tree
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.state import FeatureState
+from tests.pipelines.features.every_kind import COLUMNS
 
 
 def spec(*columns: dict[str, Any]) -> FeatureSpec:
@@ -27,15 +28,7 @@ def log(**columns: Any) -> pl.LazyFrame:
     return pl.LazyFrame({"y": [0] * rows, **columns})
 
 
-EVERYTHING = spec(
-    {"name": "ad", "kind": "categorical", "encode": {"how": "vocabulary", "min_count": 2}},
-    {"name": "city", "kind": "categorical", "encode": {"how": "hash", "buckets": 7}},
-    {"name": "price", "kind": "numeric", "encode": {"how": "quantile", "buckets": 4}},
-    {"name": "age", "kind": "numeric", "encode": {"how": "log", "buckets": 5}},
-    {"name": "score", "kind": "numeric"},
-    {"name": "tags", "kind": "multi", "separator": "|"},
-    {"name": "seen", "kind": "sequence", "table": "ad"},
-)
+EVERYTHING = spec(*COLUMNS)
 
 
 def ids_of(state: FeatureState, table: str) -> dict[Any, int]:

@@ -24,6 +24,7 @@ from pipelines.training.loader import Loader
 from pipelines.training.predict import predict
 from pipelines.training.recipes import RecipeConfig, make_recipe
 from pipelines.training.trainer import train
+from tests.pipelines.training.breaking import Broken, break_at
 
 
 def settings(config: RunConfig, model: str = "gdcn", backend: str = "dense", **options) -> RunConfig:
@@ -154,27 +155,12 @@ def test_all_components_are_the_table_itself():
     torch.testing.assert_close(projected(table, nothing, 3), table)
 
 
-class Broken(Exception):
-    pass
-
-
 @pytest.mark.parametrize("at_step", [3, 15])
 def test_broken_off_it_ends_as_the_unbroken(config, world, tmp_path, monkeypatch, at_step):
     """In the first training, and in the second: 12 steps each."""
-    from pipelines.training.engine import Engine
-
     chosen = settings(config(epochs=1), keep=0.6)
     whole = run(chosen, world, tmp_path / "whole")
-    step, count = Engine.step, 0
-
-    def breaking(self, batch):
-        nonlocal count
-        count += 1
-        if count == at_step:
-            raise Broken
-        return step(self, batch)
-
-    monkeypatch.setattr(Engine, "step", breaking)
+    break_at(at_step, monkeypatch)
     with pytest.raises(Broken):
         run(chosen, world, tmp_path / "broken")
     monkeypatch.undo()

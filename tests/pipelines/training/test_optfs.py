@@ -32,6 +32,7 @@ from pipelines.training.optfs import Detect, read_masks, searched_model, smaller
 from pipelines.training.predict import predict
 from pipelines.training.recipes import Context, RecipeConfig, make_recipe
 from pipelines.training.trainer import train
+from tests.pipelines.training.breaking import Broken, break_at
 
 SPEC = FeatureSpec.model_validate(
     {
@@ -284,30 +285,18 @@ def test_a_detector_finds_nothing_in_what_was_dropped_and_much_in_what_should_no
     assert Detect().run(context).outputs["detect"]["valid"]["auc"] > 0.65
 
 
-class Broken(Exception):
-    pass
-
-
 @pytest.mark.parametrize("place", ["search", "harden", "retrain", "remove"])
 def test_broken_off_in_any_phase_it_ends_as_the_unbroken(whole, data, tmp_path, monkeypatch, place):
     from pipelines.training import optfs
-    from pipelines.training.engine import Engine
 
-    config, step, count = settings(tmp_path), Engine.step, 0
-    at = {"search": 30, "retrain": 60 + 15}.get(place)
-
-    def breaking(self, batch):
-        nonlocal count
-        count += 1
-        if count == at:
-            raise Broken
-        return step(self, batch)
+    config = settings(tmp_path)
 
     def broken(*args, **kwargs):
         raise Broken
 
-    monkeypatch.setattr(Engine, "step", breaking)
-    if at is None:
+    if place in ("search", "retrain"):
+        break_at({"search": 30, "retrain": 60 + 15}[place], monkeypatch)
+    else:
         monkeypatch.setattr(optfs, {"harden": "atomic_write", "remove": "without_values"}[place], broken)
     with pytest.raises(Broken):
         run(config, data, tmp_path / "run")

@@ -17,6 +17,7 @@ from ctr_models.model import ModelSpec
 from pipelines.evaluation.metrics import auc
 from pipelines.training.predict import predict
 from pipelines.training.trainer import read_result, train
+from tests.pipelines.training.breaking import Broken, break_at
 
 HERE = Path(__file__).parent
 
@@ -108,10 +109,6 @@ def test_another_seed_gives_another(config, world, tmp_path):
     assert not equal(weights(one), weights(two))
 
 
-class Broken(Exception):
-    pass
-
-
 HARD = {"name": "aw_moe", "experts": 2, "expert": {"hidden": [4]}, "contrast": {"masking": "hard", "weight": 1.0}}
 """Averages weights in its buffers and draws random numbers in its loss."""
 
@@ -128,21 +125,10 @@ SETTINGS = {"fused": {}, "dense": {"embedding": {"backend": "dense"}}, "averaged
 )
 def test_a_broken_run_ends_as_the_unbroken(config, history_world, tmp_path, monkeypatch, at_step, more, model):
     """Broken off at any step: in the first epoch, at its end, in the second."""
-    from pipelines.training.engine import Engine
-
     settings = config(epochs=3, checkpoint_every=5, **more)
     settings = settings.model_copy(update={"model": ModelSpec.parse(model)} if model else {})
     whole = run(settings, history_world, tmp_path / "whole")
-    step, count = Engine.step, 0
-
-    def breaking(self, batch):
-        nonlocal count
-        count += 1
-        if count == at_step:
-            raise Broken
-        return step(self, batch)
-
-    monkeypatch.setattr(Engine, "step", breaking)
+    break_at(at_step, monkeypatch)
     with pytest.raises(Broken):
         run(settings, history_world, tmp_path / "broken")
     monkeypatch.undo()
