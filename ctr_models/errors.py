@@ -100,6 +100,8 @@ def _plain(kind: str, context: dict[str, Any], given: Any, message: str) -> tupl
     got = got if len(got) <= 80 else got[:77] + "..."
     if kind in ("missing", "union_tag_not_found"):
         return "required key is missing", "add it"
+    if kind == "json_invalid":
+        return f"not valid JSON: {context['error']}", ""
     if kind == "value_error":
         return message.removeprefix("Value error, "), ""
     if kind in ("literal_error", "enum", "union_tag_invalid"):

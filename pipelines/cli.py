@@ -58,8 +58,9 @@ def main() -> None:
         from ctr_models.errors import SluiceError
 
         if isinstance(error, OSError) and error.errno in _PLACES and error.filename is not None:
+            reason = "a file is in the way" if error.errno == errno.EEXIST else error.strerror
             error = SluiceError(
-                f"can't be used ({error.strerror})",
+                f"can't be used ({reason})",
                 where=str(error.filename),
                 remedy="give another path, or see to its rights and room",
             )

@@ -106,7 +106,7 @@ def _experiment(
             where="command line: --arm",
             remedy='for example --arm none --arm sigmoid2, or --arm base --arm "deep=model.cross_layers=5"',
         )
-    made = [Arm.of_gate(text, run.model) if text in GATES else Arm.parse(text) for text in arms]
+    made = [Arm.of_gate(text, run.model) if text in GATES else Arm.parse(_no_slip(text)) for text in arms]
     return Experiment.from_tree(
         {
             "name": name,
@@ -116,6 +116,22 @@ def _experiment(
         },
         "command line",
     )
+
+
+def _no_slip(text: str) -> str:
+    """Return an arm's text, unless it is all but a gate's name: as a name it would change nothing, silently."""
+    from difflib import get_close_matches
+
+    from ctr_models.errors import ConfigError
+    from ctr_models.gates.base import GATES
+
+    if close := get_close_matches(text, list(GATES), n=1, cutoff=0.8):
+        raise ConfigError(
+            f"no gate {text!r}",
+            where="command line: --arm",
+            remedy=f"did you mean {close[0]!r}? a name for the configuration as it stands must differ more",
+        )
+    return text
 
 
 def _print(result: OfflineResult, console: Console) -> None:

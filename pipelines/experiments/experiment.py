@@ -334,7 +334,7 @@ class Experiment(_Strict):
         """
         from pipelines.config import read_yaml
 
-        return cls.from_tree(read_yaml(Path(path)), str(path))
+        return cls.from_tree(read_yaml(Path(path), remedy="give the YAML of an experiment"), str(path))
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], source: str = "experiment") -> Experiment:

@@ -263,6 +263,12 @@ class _Look:
             rate = float(self.frame[label].cast(pl.Float64).to_numpy().mean())
             self.remarks["label"] = f"holds only 0 and 1; {rate:.1%} of the rows are 1"
             return label
+        if self.frame.width == 1:
+            raise DataError(
+                f"its only column is {self.frame.columns[0]!r}, and does not hold 0 and 1",
+                where=str(self.path),
+                remedy="if that is several, put commas, tabs, semicolons or bars between them",
+            )
         which = f"columns {', '.join(binary)} do, and none is named like a label" if binary else "none does"
         raise DataError(
             f"one column must hold only 0 and 1 to be the label; {which}",

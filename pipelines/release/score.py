@@ -60,9 +60,11 @@ def score_file(
     Raises:
         DataError: the file can't be read or lacks columns.
     """
-    if out.suffix not in (".parquet", ".csv"):
-        raise DataError("scores are written as .parquet or .csv", where=str(out))
+    if out.suffix not in (".parquet", ".csv") or out.is_dir():
+        raise DataError("scores are written into one file", where=str(out), remedy="let it end in .parquet or .csv")
     need_path(data, looked_for="a .parquet or .csv file of raw rows")
+    if data.is_dir():
+        raise DataError("this is a folder", where=str(data), remedy="give one .parquet or .csv file of raw rows")
     if out.exists() and out.samefile(data):
         raise DataError("the scores would replace the rows", where=str(out), remedy="give another --out")
     frame = _scan(bundle, data)

@@ -78,7 +78,7 @@ BAD = {
         "log.parquet",
         "scores.xlsx",
         lambda p: example_log(1).write_parquet(p),
-        "scores.xlsx: scores are written as .parquet or .csv",
+        "scores.xlsx: scores are written into one file. let it end in .parquet or .csv",
     ),
 }
 
