@@ -73,7 +73,13 @@ class Outcomes:
             stored = {row.event_id: row.received for row in connection.execute(query)}
             first = [name for name, received in set(batch) if stored.get(name) == received]
             arms = (
-                sa.select(assignments.c.experiment, assignments.c.arm, events.c.type, sa.func.count())
+                # A request that was sent again has several exposures; its events count once.
+                sa.select(
+                    assignments.c.experiment,
+                    assignments.c.arm,
+                    events.c.type,
+                    sa.func.count(events.c.event_id.distinct()),
+                )
                 .select_from(events)
                 .join(assignments, assignments.c.request_id == events.c.request_id)
                 .join(exposures, exposures.c.exposure_id == assignments.c.exposure_id)

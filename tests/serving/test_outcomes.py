@@ -91,6 +91,15 @@ def test_an_event_that_was_sent_twice_counts_once(
     assert count(registry, "gates", "open") == 1
 
 
+def test_an_event_of_a_request_that_was_sent_again_counts_once(
+    database: Database, registry: CollectorRegistry, outcomes: Outcomes
+) -> None:
+    database.insert([*shown("r1", "open"), *shown("r1", "open"), event("e1", "r1")])
+    outcomes.took([event("e1", "r1")])
+    asyncio.run(outcomes.count())
+    assert count(registry, "gates", "open") == 1
+
+
 def test_what_is_still_in_a_spool_is_counted_later(
     database: Database, registry: CollectorRegistry, outcomes: Outcomes
 ) -> None:
