@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
@@ -170,12 +171,9 @@ class Condition(_Strict):
         column = pl.col(self.column)
         if self.values is not None:
             return column.is_in(list(self.values)).fill_null(False)
-        kept = pl.lit(True)
-        if self.least is not None:
-            kept = kept & (column >= self.least)
-        if self.most is not None:
-            kept = kept & (column <= self.most)
-        return kept.fill_null(False)
+        least = -math.inf if self.least is None else self.least
+        most = math.inf if self.most is None else self.most  # of polars, NaN is beyond it
+        return column.is_between(least, most).fill_null(False)
 
 
 class Allocation(_Strict):

@@ -148,6 +148,9 @@ def test_a_value_that_is_no_number_is_outside_of_bounds(value):
         (Condition(column="x", values=("a", "b")), ["a", "b"], ["c", None]),
         (Condition(column="x", least=2), [2.0, 5.0], [1.9, None]),
         (Condition(column="x", least=2, most=3), [2.0, 3.0], [1.0, 4.0, None]),
+        (Condition(column="x", least=2), [2.0, float("inf")], [1.0, float("nan"), None]),
+        (Condition(column="x", most=2), [2.0, float("-inf")], [3.0, float("nan"), None]),
+        (Condition(column="x", least=2), [2, 5], [1, None]),
     ],
 )
 def test_a_condition_says_the_same_of_a_row_and_of_a_frame(condition, inside, outside):
