@@ -14,7 +14,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ctr_models.errors import ConfigError, nearest
-from pipelines.experiments.experiment import Experiment, Online
+from pipelines.experiments.experiment import Experiment, Online, Stage
 from serving.database import EXPERIMENTS, PAUSES, Database, experiments, pauses
 from serving.router import Router
 
@@ -251,7 +251,7 @@ def _check_successor(last: Experiment, experiment: Experiment, now: datetime) ->
         "control": (last.control, experiment.control),
         "shadow": (before.shadow, after.shadow),
         "layer": (before.layer and before.layer.name, after.layer and after.layer.name),
-        "weights so far": (last.stages(now), experiment.stages(now)),
+        "weights so far": (_begun(last, now), _begun(experiment, now)),
     }
     for what, (old, new) in fixed.items():
         if old != new:
@@ -259,6 +259,12 @@ def _check_successor(last: Experiment, experiment: Experiment, now: datetime) ->
                 "add a stage to online.ramp that begins later" if what == "weights so far" else "give another name"
             )
             raise Conflict(f"{experiment.name!r} has begun, so its {what} can't change; {remedy}")
+
+
+def _begun(experiment: Experiment, now: datetime) -> tuple[dict[str, float], list[Stage]]:
+    """What the units of now and of before were dealt by: the first weights, and the stages that have begun."""
+    ramp = experiment.online.ramp if experiment.online is not None else ()
+    return experiment.stages()[0], [stage for stage in ramp if stage.at <= now]
 
 
 def _check_models(experiment: Experiment, others: Iterable[Experiment], now: datetime) -> None:

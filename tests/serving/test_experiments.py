@@ -71,6 +71,7 @@ def test_states_and_shares() -> None:
     [
         ({"weights": {"open": 1, "gated": 2}}, "weights so far"),
         ({"ramp": [stage(-1, 0.4), stage(1, 0.5)]}, "weights so far"),
+        ({"ramp": [stage(-2, 0.3), stage(1, 0.5)]}, "weights so far"),  # as if it had begun earlier
         ({"unit": "session"}, "unit"),
         ({"layer": {"name": "other"}}, "layer"),
         ({"starts": NOW + timedelta(days=1)}, "starts"),
