@@ -42,10 +42,12 @@ class Decision:
     Args:
         slot: whose model answers; None: the default.
         assignments: the experiments that the request is in.
+        asked: whose model would answer without them.
     """
 
     slot: str | None
     assignments: tuple[Assignment, ...] = ()
+    asked: str | None = None
 
 
 class Traffic:
@@ -131,7 +133,7 @@ class Traffic:
                 chosen = found
             if assignment.counted:
                 assignments.append(assignment)
-        return Decision(chosen or slot, tuple(assignments))
+        return Decision(chosen or slot, tuple(assignments), asked=slot)
 
     async def expose(
         self, decision: Decision, given: Given, scores: np.ndarray, scorer: Scorer, request_id: str
@@ -164,7 +166,12 @@ class Traffic:
                 raise not_stored(error) from None
         for assignment in decision.assignments:
             for arm in assignment.shadows:
-                task = asyncio.create_task(self._shadow(assignment, arm, given, request_id, random))
+                slot = decision.asked if arm.bundle is None else self.slot_of(arm)
+                if arm.bundle is not None and slot is None:
+                    self._tell(arm.bundle, f"{assignment.experiment}, shadow arm {arm.name}: can't be scored")
+                    continue
+                scorer = self._models.scorer(slot)
+                task = asyncio.create_task(self._shadow(assignment, arm, scorer, given, request_id, random))
                 self._shadows.add(task)
                 task.add_done_callback(self._shadows.discard)
         if not decision.assignments:
@@ -173,13 +180,14 @@ class Traffic:
         return said | ({"positions": positions.tolist()} if epsilon else {})
 
     async def _shadow(
-        self, assignment: Assignment, arm: Arm, given: Given, request_id: str, random: np.ndarray | None
+        self,
+        assignment: Assignment,
+        arm: Arm,
+        scorer: Scorer,
+        given: Given,
+        request_id: str,
+        random: np.ndarray | None,
     ) -> None:
-        slot = self.slot_of(arm)
-        if slot is None:
-            self._tell(str(arm.bundle), f"{assignment.experiment}, shadow arm {arm.name}: can't be scored")
-            return
-        scorer = self._models.scorer(slot)
         try:
             scores = await self._batcher.score(scorer, scorer.encode(*given))
             shadow = assignment.experiment, arm.name
