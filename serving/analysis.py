@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ctr_models.errors import DataError
 from pipelines.experiments.experiment import Experiment, OnlineGuardrail, OnlineMetric
-from pipelines.experiments.rates import Sums, compare_rates, interval_of_rate, sample_ratio_p
+from pipelines.experiments.rates import NOTHING, Sums, compare_rates, interval_of_rate, sample_ratio_p
 from pipelines.experiments.statistics import MIN_CLUSTERS, Difference
 from serving.database import Database, horizon
 from serving.experiments import Experiments, Pause, shares, state
-from serving.off_policy import ranked
-from serving.totals import Totals, totals
+from serving.off_policy import Ranking, ranked
+from serving.totals import Span, Totals, scored, totals
 
 Interval = Literal["sequential", "fixed"]
 METRICS: tuple[OnlineMetric, ...] = ("ctr", "conversion_rate")
@@ -62,9 +62,10 @@ class ArmResult(_Told):
     conversions: int
     ctr: Rate
     conversion_rate: Rate
-    off_policy_ctr: Rate = Field(
-        description="Of the arm's own ranking, estimated from requests that were answered in random order."
+    off_policy_requests: int = Field(
+        description="Answered in random order, which put a candidate where the arm's scores would."
     )
+    off_policy_ctr: Rate = Field(description="Of the arm's own ranking, estimated from those requests.")
 
 
 class Effect(_Told):
@@ -109,6 +110,7 @@ class Results(_Told):
     interval: Interval
     since: datetime | None = Field(description="When the stage began.")
     until: datetime
+    epsilon: float = Field(description="Share of requests answered in random order.")
     arms: list[ArmResult]
     effects: list[Effect]
     guardrails: list[GuardrailResult]
@@ -116,6 +118,11 @@ class Results(_Told):
     mixed_units: int = Field(description="Units that saw several arms; they count in none.")
     problems: list[str] = Field(description="What makes the figures doubtful, in words.")
     seconds: float = Field(description="That the database took.")
+
+    @property
+    def estimated(self) -> bool:
+        """Whether requests in random order judge the arms' rankings."""
+        return bool(self.epsilon or any(arm.off_policy_requests for arm in self.arms))
 
 
 def analyse(
@@ -147,21 +154,22 @@ def analyse(
     version, _, experiment = versions[-1]
     log = kept.pause_log(name)
     since, until = stage(versions, log, now)
-    paused = {arm: pause for arm, pause in _latest(log, now).items() if pause.paused}
+    paused = {arm: pause for arm, pause in _latest(log, until).items() if pause.paused}
     online = experiment.online
     assert online is not None
     begin = time.perf_counter()
     found: dict[str, Totals] = {}
-    ranking: dict[str, Sums] = {}
+    ranking: dict[str, Ranking] = {}
     mixed = 0
-    dealt = shares(experiment, until)
+    dealt = shares(experiment, since or until)
     if since is not None:
-        span: dict[str, Any] = {"since": since, "until": until, "window": window}
-        found, mixed = totals(database, name, list(dealt), **span)
+        span = Span.of(name, since=since, until=until, window=window, known=now)
+        found, mixed = totals(database, span, list(dealt))
+        ranking = ranked(database, span, list(dealt))
         if online.shadow:
-            found |= totals(database, name, online.shadow, **span, apart=True)[0]
-        ranking = ranked(database, name, list(dealt), **span)
-        ranking |= ranked(database, name, online.shadow, **span, apart=True)
+            found |= scored(database, span, online.shadow)
+        for shadow in online.shadow:  # each by itself: a unit is scored by all of them
+            ranking |= ranked(database, span, [shadow])
     with database.reading() as connection:
         pruned = horizon(connection)
     seconds = time.perf_counter() - begin
@@ -169,7 +177,7 @@ def analyse(
     alpha, sequential = experiment.decision.alpha, interval == "sequential"
     differences: list[Difference] = []
     for metric in METRICS:
-        differences += _differences(live, experiment.control, metric, alpha, sequential)
+        differences += _differences(live, dealt, experiment.control, metric, alpha, sequential)
     ratio = _sample_ratio(live, {arm: share for arm, share in dealt.items() if arm not in paused})
     return Results(
         experiment=name,
@@ -179,6 +187,7 @@ def analyse(
         interval=interval,
         since=since,
         until=until,
+        epsilon=online.epsilon,
         arms=[
             _arm(
                 arm.name,
@@ -206,16 +215,17 @@ def analyse(
 def stage(
     versions: list[tuple[int, datetime, Experiment]], log: list[tuple[str, Pause]], now: datetime
 ) -> tuple[datetime | None, datetime]:
-    """Return when the present way to deal units began, None if it has not, and until when it is looked at.
+    """Return when the present way to deal units began, None if it has not, and until when it dealt; both in UTC.
 
     Args:
         versions: of the experiment, with the time of each.
-        log: every pause and resumption.
+        log: every pause and resumption; what comes after the end changes nothing.
         now: the time.
     """
     experiment = versions[-1][2]
     online = experiment.online
     assert online is not None
+    until = now if online.ends is None else min(now, online.ends)
     begun = versions[-1][1]
     for _, created, version in reversed(versions):
         if _dealing(version) != _dealing(experiment):
@@ -223,19 +233,16 @@ def stage(
         begun = created
     if online.starts is not None:
         begun = max(begun, online.starts)
-    begun = max([begun, *(one.at for one in online.ramp if one.at <= now)])
-    resumed = [_moment(pause.at) for _, pause in log if not pause.paused and _moment(pause.at) <= now]
-    begun = max([begun, *resumed])
-    until = now if online.ends is None else min(now, online.ends)
-    return (begun if begun < until else None), until
+    resumed = [_moment(pause.at) for _, pause in log if not pause.paused]
+    begun = max([begun, *(at for at in (*(one.at for one in online.ramp), *resumed) if at < until)])
+    return (begun.astimezone(UTC) if begun < until else None), until.astimezone(UTC)
 
 
-def _dealing(experiment: Experiment) -> str:
+def _dealing(experiment: Experiment) -> dict[str, Any]:
     """What of an experiment decides who sees what, but for shares that change with time."""
     later = {"ramp", "ends", "primary", "guardrails"}
-    return experiment.model_dump_json(
-        include={"arms", "population", "allocation", "control", "online"}, exclude={"online": later}
-    )
+    told = experiment.model_dump(include={"arms", "population", "control", "online"}, exclude={"online": later})
+    return told | {"salt": experiment.allocation.salt, "weights": experiment.stages()[0]}
 
 
 def _latest(log: list[tuple[str, Pause]], now: datetime) -> dict[str, Pause]:
@@ -251,13 +258,21 @@ def _sums(one: Totals, metric: str) -> Sums:
 
 
 def _differences(
-    live: Mapping[str, Totals], control: str, metric: OnlineMetric, alpha: float, sequential: bool
+    live: Mapping[str, Totals],
+    dealt: Mapping[str, float],
+    control: str,
+    metric: OnlineMetric,
+    alpha: float,
+    sequential: bool,
 ) -> list[Difference]:
     arms = {arm: _sums(one, metric) for arm, one in live.items() if one.units >= MIN_CLUSTERS}
     if control not in arms:
         return []
+    waiting = sum(share > 0 and arm not in arms for arm, share in dealt.items())
     try:
-        return compare_rates(arms, control=control, metric=metric, alpha=alpha, sequential=sequential)
+        return compare_rates(
+            arms, control=control, metric=metric, alpha=alpha, sequential=sequential, waiting=waiting
+        )
     except DataError:  # nothing happened yet in the control
         return []
 
@@ -281,13 +296,12 @@ def _arm(
     experiment: Experiment,
     dealt: Mapping[str, float],
     found: Totals | None,
-    ranking: Sums | None,
+    ranking: Ranking | None,
     pause: Pause | None,
     alpha: float,
     sequential: bool,
 ) -> ArmResult:
-    empty = Sums(0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    one = found or Totals(0, 0, 0, 0, 0, empty, empty)
+    one, own = found or Totals(0, 0, 0), ranking or Ranking(0, NOTHING)
     role: Any = "control" if name == experiment.control else "challenger" if name in dealt else "shadow"
     return ArmResult(
         name=name,
@@ -300,9 +314,9 @@ def _arm(
         shown=one.shown,
         clicks=one.clicks,
         conversions=one.conversions,
-        # Nobody saw what a shadow arm scored.
-        **{m: _rate(empty if role == "shadow" else _sums(one, m), alpha, sequential) for m in METRICS},
-        off_policy_ctr=_rate(ranking or empty, alpha, sequential),
+        **{metric: _rate(_sums(one, metric), alpha, sequential) for metric in METRICS},
+        off_policy_requests=own.requests,
+        off_policy_ctr=_rate(own.ctr, alpha, sequential),
     )
 
 

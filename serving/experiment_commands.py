@@ -159,15 +159,20 @@ def _print(found: Results, screen: object) -> None:
     screen.print(f"[bold]{found.experiment}[/] version {found.version}, {found.state}, this stage {began}")
     arms = Table(box=None, header_style="bold", pad_edge=False)
     names = ["arm", "share", "units", "requests", "shown", "clicks", "ctr", "conversions", "conversion_rate"]
-    estimated = any(arm.off_policy_ctr.value is not None for arm in found.arms)
-    _columns(arms, *names, *(["off_policy_ctr"] if estimated else []))
+    _columns(arms, *names)
     for arm in found.arms:
         share = arm.role if arm.share is None else "paused" if arm.paused else f"{arm.share:.1%}"
         counts = [f"{count:,}" for count in (arm.units, arm.requests, arm.shown)]
         rates = [f"{arm.clicks:,}", _shown(arm.ctr), f"{arm.conversions:,}", _shown(arm.conversion_rate)]
-        rates += [_shown(arm.off_policy_ctr)] if estimated else []
         arms.add_row(f"{arm.name} (control)" if arm.role == "control" else arm.name, share, *counts, *rates)
     screen.print(arms)
+    if found.estimated:
+        rankings = Table(box=None, header_style="bold", pad_edge=False)
+        _columns(rankings, "arm", "random requests", "off_policy_ctr")
+        for arm in found.arms:
+            own = "not enough yet" if arm.off_policy_ctr.low is None else _shown(arm.off_policy_ctr)
+            rankings.add_row(arm.name, f"{arm.off_policy_requests:,}", own)
+        screen.print(rankings)
     if found.effects:
         effects = Table(box=None, header_style="bold", pad_edge=False)
         _columns(effects, "arm", "metric", "difference", f"{found.interval} interval", "p", "verdict")

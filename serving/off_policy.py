@@ -16,7 +16,7 @@ Sources: item-position click model, Li et al. 2018 (arXiv 1804.10488); self-norm
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,9 @@ import sqlalchemy as sa
 from pipelines.experiments.rates import Sums
 from serving.database import MATCHES, Database, Row, assignments, matches
 from serving.router import ranks
-from serving.totals import QUERY_SECONDS, credited, micros, seen
+from serving.totals import QUERY_SECONDS, Span, credited
+
+_SUMS = "x", "n", "xx", "xn", "nn"
 
 
 def matched(
@@ -54,22 +56,26 @@ def matched(
     ]
 
 
-def ranked(
-    database: Database,
-    experiment: str,
-    arms: Sequence[str],
-    *,
-    since: datetime,
-    until: datetime,
-    window: timedelta = timedelta(days=1),
-    apart: bool = False,
-) -> dict[str, Sums]:
+@dataclass(frozen=True)
+class Ranking:
+    """What an arm's own ranking would bring.
+
+    Args:
+        requests: in random order, with a match.
+        ctr: weighted clicks and weights of the matches, units being the clusters.
+    """
+
+    requests: int
+    ctr: Sums
+
+
+def ranked(database: Database, span: Span, arms: Sequence[str]) -> dict[str, Ranking]:
     """Sum up weights and weighted clicks of what matches the arms' rankings; a unit of two arms counts in neither.
 
     Args:
         database: where exposures and events are.
-        experiment: its name.
-        arms, since, until, window, apart: as for :func:`serving.totals.totals`.
+        span: which of them count.
+        arms: that served, or one that did not.
 
     Returns:
         sums by arm, for those with a match.
@@ -77,24 +83,19 @@ def ranked(
     Raises:
         Unavailable: the database can't be read now.
     """
-    width = window // timedelta(microseconds=1)
-    found: dict[str, Sums] = {}
     with database.reading(seconds=QUERY_SECONDS) as connection:
-        for group in [[arm] for arm in arms] if apart else [list(arms)]:
-            span = experiment, group, micros(since), micros(until)
-            if connection.execute(sa.select(1).where(seen(matches, *span)).limit(1)).first() is None:
-                continue  # nothing was drawn at random: the events need not be read
-            for row in connection.execute(_query(*span, width)):
-                found[row.arm] = Sums(row.units, *(float(getattr(row, n)) for n in ("x", "n", "xx", "xn", "nn")))
-    return found
+        if connection.execute(sa.select(1).where(span.seen(matches, arms)).limit(1)).first() is None:
+            return {}  # nothing was drawn at random: the events need not be read
+        rows = connection.execute(_query(span, arms)).all()
+    return {
+        row.arm: Ranking(int(row.requests), Sums(row.units, *(float(getattr(row, name)) for name in _SUMS)))
+        for row in rows
+    }
 
 
-def _query(experiment: str, arms: list[str], since: int, until: int, window: int) -> sa.Select[Any]:
+def _query(span: Span, arms: Sequence[str]) -> sa.Select[Any]:
     """One row an arm."""
-    came = sa.union(
-        credited(experiment, arms, since, until, window, by_request=True),
-        credited(experiment, arms, since, until, window, by_request=False),
-    ).subquery("came")
+    came = credited(span, arms)
     clicked = (
         sa.select(came.c.exposure_id, came.c.place).where(came.c.type == "click").distinct().subquery("clicked")
     )
@@ -108,21 +109,21 @@ def _query(experiment: str, arms: list[str], since: int, until: int, window: int
         sa.select(
             matches.c.unit,
             matches.c.arm,
+            matches.c.exposure_id,
             matches.c.shown,
             sa.func.max(sa.case((clicked.c.place.is_not(None), matches.c.shown), else_=0)).label("worth"),
         )
         .join_from(matches, clicked, hit, isouter=True)
-        .where(seen(matches, experiment, arms, since, until))
+        .where(span.seen(matches, arms))
         .group_by(matches.c.exposure_id, matches.c.candidate, matches.c.unit, matches.c.arm, matches.c.shown)
         .subquery("one")
     )
     other = assignments.alias()
-    elsewhere = sa.exists().where(
-        seen(other, experiment, arms, since, until), other.c.unit == one.c.unit, other.c.arm != one.c.arm
-    )
+    elsewhere = sa.exists().where(span.seen(other, arms), other.c.unit == one.c.unit, other.c.arm != one.c.arm)
     units = (
         sa.select(
             one.c.arm,
+            sa.func.count(one.c.exposure_id.distinct()).label("requests"),
             sa.cast(sa.func.sum(one.c.worth), sa.Double).label("x"),
             sa.cast(sa.func.sum(one.c.shown), sa.Double).label("n"),
         )
@@ -135,5 +136,6 @@ def _query(experiment: str, arms: list[str], since: int, until: int, window: int
     return sa.select(
         units.c.arm,
         sa.func.count().label("units"),
+        sa.func.sum(units.c.requests).label("requests"),
         *(sa.func.sum(term).label(name) for name, term in sums.items()),
     ).group_by(units.c.arm)

@@ -9,13 +9,61 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipelines.experiments.rates import Sums
+from pipelines.experiments.rates import NOTHING, Sums
 from serving.database import Database, assignments, events
 
 SKEW = timedelta(minutes=5)
 """How far a client's clock may be behind: its events then seem to come before what they follow."""
 QUERY_SECONDS = 600.0
 _COUNTS = ("units", "requests", "shown", "clicks", "conversions")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which exposures of an experiment count, and which events; times are microseconds since 1970.
+
+    Args:
+        experiment: its name.
+        since, until: when the exposures were made.
+        window: after an exposure, in which its events count.
+        known: events count up to then.
+    """
+
+    experiment: str
+    since: int
+    until: int
+    window: int
+    known: int
+
+    @classmethod
+    def of(
+        cls,
+        experiment: str,
+        *,
+        since: datetime,
+        until: datetime,
+        window: timedelta = timedelta(days=1),
+        known: datetime | None = None,
+    ) -> Span:
+        """Return the span between two times; without ``known``, events count up to ``until``.
+
+        Example:
+            >>> from datetime import UTC
+            >>> begun = datetime.fromtimestamp(3, UTC)
+            >>> Span.of("gates", since=begun, until=begun + timedelta(seconds=2), window=timedelta(seconds=1))
+            Span(experiment='gates', since=3000000, until=5000000, window=1000000, known=5000000)
+        """
+        width = window // timedelta(microseconds=1)
+        return cls(experiment, _micros(since), _micros(until), width, _micros(known or until))
+
+    def seen(self, table: Any, arms: Sequence[str]) -> sa.ColumnElement[bool]:
+        """Say which rows of a table are of some arms and of this span."""
+        return sa.and_(
+            table.c.experiment == self.experiment,
+            table.c.time >= self.since,
+            table.c.time < self.until,
+            table.c.arm.in_(arms),
+        )
 
 
 @dataclass(frozen=True)
@@ -31,23 +79,14 @@ class Totals:
     units: int
     requests: int
     shown: int
-    clicks: int
-    conversions: int
-    ctr: Sums
-    conversion_rate: Sums
+    clicks: int = 0
+    conversions: int = 0
+    ctr: Sums = NOTHING
+    conversion_rate: Sums = NOTHING
 
 
-def totals(
-    database: Database,
-    experiment: str,
-    arms: Sequence[str],
-    *,
-    since: datetime,
-    until: datetime,
-    window: timedelta = timedelta(days=1),
-    apart: bool = False,
-) -> tuple[dict[str, Totals], int]:
-    """Sum up what the arms showed in a span of time, and what came of it.
+def totals(database: Database, span: Span, arms: Sequence[str]) -> tuple[dict[str, Totals], int]:
+    """Sum up what arms showed, and what came of it.
 
     An event that names its request counts for the last exposure of that request before it; one that names a unit
     and an item, for the last exposure of the unit, of whatever items; in either case if it comes within the window.
@@ -55,11 +94,8 @@ def totals(
 
     Args:
         database: where exposures and events are.
-        experiment: its name.
-        arms: whose exposures count.
-        since, until: when they were made; events count up to ``until``.
-        window: after an exposure, in which its events count.
-        apart: a unit counts in each arm that it saw, as with shadow arms, of which it sees all.
+        span: which of them count.
+        arms: that served.
 
     Returns:
         totals by arm, for those that were seen, and the number of units that saw more than one.
@@ -69,11 +105,8 @@ def totals(
     """
     found: dict[str, Totals] = {}
     mixed = 0
-    width = window // timedelta(microseconds=1)
-    rows: list[Any] = []
     with database.reading(seconds=QUERY_SECONDS) as connection:
-        for group in [[arm] for arm in arms] if apart else [list(arms)]:
-            rows += connection.execute(_query(experiment, group, micros(since), micros(until), width)).all()
+        rows = connection.execute(_query(span, arms)).all()
     for row in rows:
         if row.arm is None:
             mixed = int(row.units)
@@ -86,7 +119,34 @@ def totals(
     return found, mixed
 
 
-def _query(experiment: str, arms: list[str], since: int, until: int, window: int) -> sa.Select[Any]:
+def scored(database: Database, span: Span, arms: Sequence[str]) -> dict[str, Totals]:
+    """Count the units, requests and candidates of shadow arms; nothing came of them, for nobody saw them.
+
+    Args:
+        database: where exposures are.
+        span: which of them count.
+        arms: that scored and did not serve.
+
+    Raises:
+        Unavailable: the database can't be read now.
+    """
+    units = (
+        sa.select(
+            assignments.c.arm, sa.func.count().label("requests"), sa.func.sum(assignments.c.shown).label("shown")
+        )
+        .where(span.seen(assignments, arms))
+        .group_by(assignments.c.unit, assignments.c.arm)
+        .subquery("units")
+    )
+    query = sa.select(
+        units.c.arm, sa.func.count(), sa.func.sum(units.c.requests), sa.func.sum(units.c.shown)
+    ).group_by(units.c.arm)
+    with database.reading(seconds=QUERY_SECONDS) as connection:
+        rows = connection.execute(query).all()
+    return {arm: Totals(int(units), int(requests), int(shown)) for arm, units, requests, shown in rows}
+
+
+def _query(span: Span, arms: Sequence[str]) -> sa.Select[Any]:
     """One row an arm; a row of arm NULL for the units that saw several."""
     first, last = sa.func.min(assignments.c.arm), sa.func.max(assignments.c.arm)
     units = (
@@ -96,14 +156,11 @@ def _query(experiment: str, arms: list[str], since: int, until: int, window: int
             sa.func.count().label("requests"),
             sa.func.sum(assignments.c.shown).label("shown"),
         )
-        .where(seen(assignments, experiment, arms, since, until))
+        .where(span.seen(assignments, arms))
         .group_by(assignments.c.unit)
         .subquery("units")
     )
-    counted = sa.union(
-        credited(experiment, arms, since, until, window, by_request=True),
-        credited(experiment, arms, since, until, window, by_request=False),
-    ).subquery("counted")
+    counted = credited(span, arms)
     came = (
         sa.select(
             counted.c.unit,
@@ -129,10 +186,13 @@ def _query(experiment: str, arms: list[str], since: int, until: int, window: int
     )
 
 
-def credited(
-    experiment: str, arms: list[str], since: int, until: int, window: int, *, by_request: bool
-) -> sa.Select[Any]:
+def credited(span: Span, arms: Sequence[str]) -> sa.Subquery:
     """Select the unit, exposure and place that each event counts for: a candidate's number, or ``item`` and id."""
+    ways = [_credited(span, arms, by_request=by_request) for by_request in (True, False)]
+    return sa.union(*ways).subquery("credited")
+
+
+def _credited(span: Span, arms: Sequence[str], *, by_request: bool) -> sa.Select[Any]:
     touched, other = assignments.alias(), assignments.alias()
     skew = SKEW // timedelta(microseconds=1) if by_request else 0
 
@@ -143,17 +203,17 @@ def credited(
     # Seeks the last exposure before the event: a request id that somebody uses again and again costs no more.
     last = (
         sa.select(sa.func.max(other.c.time))
-        .where(meets(other), seen(other, experiment, arms, since, until), other.c.time <= events.c.time + skew)
+        .where(meets(other), span.seen(other, arms), other.c.time <= events.c.time + skew)
         .correlate(events)
         .scalar_subquery()
     )
     item = sa.literal("item ").concat(events.c.item)
     counts = sa.and_(
         meets(touched),
-        (touched.c.experiment.concat("") if by_request else touched.c.experiment) == experiment,
+        (touched.c.experiment.concat("") if by_request else touched.c.experiment) == span.experiment,
         touched.c.arm.in_(arms),
         touched.c.time == last,
-        events.c.time <= touched.c.time + window,
+        events.c.time <= touched.c.time + span.window,
         sa.or_(events.c.candidate.is_(None), events.c.candidate < touched.c.shown),
     )
     # SQLite keeps no statistics. The outer join lets it start with the events (those that count for nothing have no
@@ -168,20 +228,13 @@ def credited(
         .join_from(events, touched, counts, isouter=True)
         .where(
             events.c.type.in_(["click", "conversion"]),
-            events.c.time >= since - skew,
-            events.c.time < until,
+            events.c.time >= span.since - skew,
+            events.c.time < span.known,
             events.c.request_id.is_not(None) if by_request else events.c.request_id.is_(None),
         )
     )
 
 
-def seen(table: Any, experiment: str, arms: list[str], since: int, until: int) -> sa.ColumnElement[bool]:
-    """Say which rows of a table are of some arms and of a span of time."""
-    return sa.and_(
-        table.c.experiment == experiment, table.c.time >= since, table.c.time < until, table.c.arm.in_(arms)
-    )
-
-
-def micros(moment: datetime) -> int:
+def _micros(moment: datetime) -> int:
     """Return a time as the tables have it."""
     return round(moment.timestamp() * 1e6)

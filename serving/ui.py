@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
-from serving.analysis import Results
+from serving.analysis import Rate, Results
 from serving.database import Database, Unavailable, exposures
 from serving.security import PAGE
 from serving.traffic import Traffic
@@ -114,7 +114,8 @@ def render(
         experiments=[
             {
                 "results": one,
-                "ranges": _ranges(one),
+                "ranges": _ranges({arm.name: arm.ctr for arm in one.arms}),
+                "own": _ranges({arm.name: arm.off_policy_ctr for arm in one.arms}),
                 "scores": [
                     _histogram(arm.name, scores[key], top)
                     for arm in one.arms
@@ -157,9 +158,9 @@ def _template() -> jinja2.Template:
     return environment.get_template("ui.html")
 
 
-def _ranges(results: Results) -> dict[str, dict[str, float] | None]:
-    """Return where each arm's click rate and interval lie on a line that is the same for all."""
-    ends = [end for arm in results.arms for end in (arm.ctr.low, arm.ctr.high) if end is not None]
+def _ranges(rates: Mapping[str, Rate]) -> dict[str, dict[str, float]]:
+    """Return where each arm's rate and interval lie on a line that is the same for all."""
+    ends = [end for rate in rates.values() for end in (rate.low, rate.high) if end is not None]
     if not ends:
         return {}
     low, span = min(ends), (max(ends) - min(ends)) or 1.0
@@ -168,9 +169,9 @@ def _ranges(results: Results) -> dict[str, dict[str, float] | None]:
         return round(6 + (WIDTH - 12) * (value - low) / span, 1)
 
     return {
-        arm.name: {name: place(getattr(arm.ctr, name)) for name in ("low", "value", "high")}
-        for arm in results.arms
-        if arm.ctr.low is not None
+        arm: {name: place(getattr(rate, name)) for name in ("low", "value", "high")}
+        for arm, rate in rates.items()
+        if rate.low is not None
     }
 
 

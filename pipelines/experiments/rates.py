@@ -79,6 +79,10 @@ class Sums:
         return Estimate(self.rate, variance**0.5, self.clusters - 1)
 
 
+NOTHING = Sums(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+"""Of an arm that nobody saw."""
+
+
 @dataclass(frozen=True)
 class Sequential(Estimate):
     """An estimate whose interval and p value hold at every look together.
@@ -125,6 +129,7 @@ def compare_rates(
     more_is_better: bool = True,
     alpha: float = 0.05,
     sequential: bool = True,
+    waiting: int = 0,
 ) -> list[Difference]:
     """Compare the rate of each challenger with the control's, as :func:`compare` does metrics of paired rows.
 
@@ -135,6 +140,7 @@ def compare_rates(
         more_is_better: what counts as better.
         alpha: chance of a wrong verdict, over all challengers together (Holm).
         sequential: at whatever moments one looks; otherwise for one look, at a moment that was set beforehand.
+        waiting: challengers that share alpha and can't be compared now: they have few clusters, or are paused.
 
     Returns:
         One difference a challenger, in the order of ``arms``.
@@ -167,7 +173,7 @@ def compare_rates(
         if not sums.x:  # where nothing happened, nothing varies: it is taken to vary as the control does
             one[name] = replace(one[name], error=one[control].error * (base.n / sums.n) ** 0.5)
     estimates = {name: _difference(one[name], one[control], sequential) for name in arms if name != control}
-    levels = holm([e.p for e in estimates.values()], alpha)
+    levels = holm([*(e.p for e in estimates.values()), *[1.0] * waiting], alpha)[: len(estimates)]
     found = []
     for (name, e), level in zip(estimates.items(), levels, strict=True):
         low, high = e.interval(level)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -14,14 +14,18 @@ from pipelines.experiments.experiment import Experiment
 from pipelines.experiments.rates import compare_rates
 from serving.analysis import LiveResults, Results, analyse
 from serving.experiments import Experiments
+from serving.totals import Span, totals
 
 NOW = datetime.now(UTC)
 START = NOW - timedelta(days=3)
 DAY = timedelta(days=1)
 
 
-def experiment(arms: tuple[str, ...] = ("open", "gated"), **online: Any) -> Experiment:
-    tree = {"name": "gates", "control": "open", "arms": [{"name": arm} for arm in arms]}
+def experiment(
+    arms: tuple[str, ...] = ("open", "gated"), allocation: tuple[float, ...] = (), **online: Any
+) -> Experiment:
+    tree: dict[str, Any] = {"name": "gates", "control": "open", "arms": [{"name": arm} for arm in arms]}
+    tree["allocation"] = {"weights": dict(zip(arms, allocation, strict=False))}
     return Experiment.from_tree({**tree, "online": {"starts": START.isoformat(), **online}})
 
 
@@ -50,12 +54,8 @@ def test_figures_are_those_of_the_engine(filled: Any) -> None:
     assert (control.role, gated.role, control.units, control.shown, control.share) == (
         "control", "challenger", 400, 8000, 0.5
     )  # fmt: skip
-    from serving.totals import totals
-
-    sums = {
-        arm: one.ctr
-        for arm, one in totals(filled.database, "gates", ["open", "gated"], since=START, until=NOW)[0].items()
-    }
+    summed, _ = totals(filled.database, Span.of("gates", since=START, until=NOW), ["open", "gated"])
+    sums = {arm: one.ctr for arm, one in summed.items()}
     for interval in ("sequential", "fixed"):
         effect = shown(filled, kept, interval=interval).effects[0]
         (d,) = compare_rates(sums, control="open", sequential=interval == "sequential")
@@ -106,6 +106,7 @@ def test_a_paused_arm_is_told_and_not_compared_and_resuming_begins_a_new_stage(f
     found = shown(filled, kept, at=None)
     assert [arm.paused for arm in found.arms] == [None, "too slow", None]
     assert {one.arm for one in found.effects} == {"deep"} and found.since == START and not found.problems
+    assert found.effects[0].confidence == pytest.approx(0.975)  # who drops an arm has looked at it
     assert found.sample_ratio.expected == {"open": 0.5, "deep": 0.5}  # type: ignore[union-attr]
     kept.resume("gates", "gated", "faster")
     found = shown(filled, kept, at=None)
@@ -122,13 +123,51 @@ def test_a_version_that_deals_alike_goes_on_and_another_begins_anew(filled: Any)
     assert shown(filled, kept, at=None).since > NOW  # type: ignore[operator]
 
 
-def test_shadow_arms_have_requests_and_no_rates(filled: Any) -> None:
+def test_shadow_arms_have_requests_and_nobody_clicks_what_they_score(filled: Any) -> None:
     kept = stored(filled, experiment(("open", "gated", "deep"), shadow=["deep"]))
-    filled.traffic({"open": 0.1, "gated": 0.1}, 20, START + DAY)
-    filled.show("deep", "open-0-1", START + DAY)
+    filled.traffic({"open": 1.0, "gated": 0.1}, 20, START + DAY)
+    filled.show("deep", "open-0-1", START + DAY, request="open-0-1")
     found = shown(filled, kept)
-    assert (found.arms[2].role, found.arms[2].requests, found.arms[2].ctr.value) == ("shadow", 1, None)
-    assert found.mixed_units == 0 and found.arms[0].units == 20
+    shadow = found.arms[2]
+    assert (shadow.role, shadow.requests, shadow.clicks, shadow.ctr.value) == ("shadow", 1, 0, None)
+    assert found.mixed_units == 0 and found.arms[0].units == 20 and found.arms[0].clicks == 400
+
+
+def test_what_comes_after_the_end_changes_no_results_but_late_clicks_count(filled: Any) -> None:
+    end = START + 2 * DAY
+    ramp = [{"at": at.isoformat(), "weights": {"open": 0.1, "gated": 0.9}} for at in (end, end + DAY / 2)]
+    kept = stored(filled, experiment(ends=end.isoformat(), ramp=ramp))
+    filled.traffic({"open": 0.1, "gated": 0.1}, 30, START + DAY)
+    late = filled.show("open", "open-0-0", end - DAY / 24)
+    filled.happen(end + DAY / 24, request_id=late, candidate=0)
+    for switch in (kept.pause, kept.resume, kept.pause):  # now, long after the end
+        switch("gates", "gated", "tidying up")
+    found = shown(filled, kept, at=datetime.now(UTC))
+    assert (found.state, found.since, found.until) == ("ended", START, end)
+    assert [(arm.units, arm.share, arm.paused) for arm in found.arms] == [(30, 0.5, None)] * 2
+    before = shown(filled, kept, at=end)
+    assert (found.arms[0].clicks, len(found.effects)) == (before.arms[0].clicks + 1, 1)
+    assert not found.problems
+
+
+def test_times_of_another_zone_are_told_in_utc_and_written_anew_begin_nothing(filled: Any) -> None:
+    zone = timezone(timedelta(hours=5, minutes=30))
+    kept = stored(filled, experiment(starts=START.astimezone(zone).isoformat()))
+    found = shown(filled, kept)
+    assert found.since == START and found.since.utcoffset() == timedelta(0)
+    kept.put(experiment(primary="conversion_rate"))  # the same start, in UTC
+    tree = experiment(primary="ctr").to_tree()
+    kept.put(Experiment.from_tree({**tree, "allocation": {"weights": {"open": 1, "gated": 1}}}))  # as by default
+    found = shown(filled, kept, at=None)
+    assert (found.version, found.since) == (3, START)
+
+
+def test_an_arm_that_has_too_few_units_yet_shares_alpha(filled: Any) -> None:
+    kept = stored(filled, experiment(("open", "gated", "deep", "shut"), allocation=(1, 1, 0.01, 0)))
+    filled.traffic({"open": 0.1, "gated": 0.1}, 300, START + DAY)
+    filled.traffic({"deep": 0.1}, 5, START + DAY)
+    (effect,) = shown(filled, kept).effects
+    assert effect.arm == "gated" and effect.confidence == pytest.approx(0.975)
 
 
 def test_before_there_is_enough_nothing_is_claimed(filled: Any) -> None:

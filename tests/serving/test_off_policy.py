@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,8 +14,9 @@ from pipelines.experiments.rates import Sums, interval_of_rate
 from serving.analysis import analyse
 from serving.database import ASSIGNMENTS, EVENTS, Row
 from serving.experiments import Experiment, Experiments
-from serving.off_policy import matched, ranked
+from serving.off_policy import Ranking, matched, ranked
 from serving.router import ranks
+from serving.totals import Span
 
 NOW = datetime(2026, 11, 10, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -104,13 +106,18 @@ def stored(filled: Any, world: World, arms: tuple[str, ...], units: np.ndarray) 
 def test_the_database_sums_weights_and_clicks_by_unit(filled: Any, truth: dict[str, float]) -> None:
     world, units = World.made(np.random.default_rng(3), 400), np.arange(400) // 2
     stored(filled, world, ARMS, units)
-    span = {"since": NOW, "until": NOW + 24 * HOUR}
-    found = ranked(filled.database, "gates", ARMS, apart=True, **span)
-    assert found == {arm: world.sums(arm, units) for arm in ARMS}
-    assert ranked(filled.database, "gates", ARMS, **span) == {}  # every unit saw both
-    assert ranked(filled.database, "gates", ARMS[:1], **{**span, "until": NOW + HOUR}) == {}
-    assert ranked(filled.database, "gates", ARMS[:1], **span, window=HOUR / 2)["open"].x == 0
-    assert ranked(filled.database, "other", ARMS, **span) == {}
+    for arm in ARMS:
+        matched = int((world.positions == world.best(arm)).any(axis=1).sum())
+        assert told(filled, [arm]) == {arm: Ranking(matched, world.sums(arm, units))}
+    assert told(filled, ARMS) == {}  # every unit saw both
+    assert told(filled, ARMS[:1], until=NOW + HOUR) == {}
+    assert told(filled, ARMS[:1], window=HOUR / 2)["open"].ctr.x == 0
+    assert told(filled, ARMS, experiment="other") == {}
+
+
+def told(filled: Any, arms: Sequence[str], *, experiment: str = "gates", **more: Any) -> dict[str, Ranking]:
+    span = Span.of(experiment, **{"since": NOW, "until": NOW + 24 * HOUR, **more})
+    return ranked(filled.database, span, arms)
 
 
 def test_results_say_what_a_shadow_arm_would_bring(filled: Any, truth: dict[str, float]) -> None:
@@ -124,11 +131,13 @@ def test_results_say_what_a_shadow_arm_would_bring(filled: Any, truth: dict[str,
         )
     kept.refresh()
     stored(filled, World.made(np.random.default_rng(4), 600), ARMS, np.arange(600))
-    told = analyse(filled.database, kept, "gates", at=NOW + 24 * HOUR, interval="fixed")
-    control, shadow, nobody = told.arms
+    found = analyse(filled.database, kept, "gates", at=NOW + 24 * HOUR, interval="fixed")
+    control, shadow, nobody = found.arms
     assert shadow.role == "shadow" and shadow.ctr.value is None
     for arm in (control, shadow):
         one = arm.off_policy_ctr
         assert one.low is not None and one.high is not None and one.low < truth[arm.name] < one.high
-    assert nobody.off_policy_ctr.value is None
+    assert nobody.off_policy_ctr.value is None and nobody.off_policy_requests == 0
+    assert 300 < shadow.off_policy_requests < 600  # of random orders, 1/e have no match
+    assert found.epsilon == 0.5 and found.estimated
     assert shadow.off_policy_ctr.low > control.off_policy_ctr.value  # type: ignore[operator]

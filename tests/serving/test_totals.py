@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.experiments.rates import Sums
-from serving.totals import Totals, totals
+from serving.totals import Span, Totals, scored, totals
 
 NOW = datetime(2026, 11, 10, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -16,8 +16,11 @@ ARMS = ("open", "gated")
 
 
 def summed(filled: Any, **more: Any) -> tuple[dict[str, Totals], int]:
-    span = {"since": NOW, "until": NOW + 48 * HOUR}
-    return totals(filled.database, "gates", ARMS, **{**span, **more})
+    return totals(filled.database, span(**more), ARMS)
+
+
+def span(**more: Any) -> Span:
+    return Span.of("gates", **{"since": NOW, "until": NOW + 48 * HOUR, **more})
 
 
 def test_sums_are_those_of_the_units(filled: Any) -> None:
@@ -94,8 +97,20 @@ def test_units_of_several_arms_count_in_none_and_other_stages_and_experiments_no
     assert (late["open"].units, late["open"].clicks) == (1, 0)
 
 
-def test_shadow_arms_see_every_unit(filled: Any) -> None:
-    for arm in ARMS:
-        filled.show(arm, "u", NOW + HOUR)
-    found, mixed = summed(filled, apart=True)
-    assert mixed == 0 and {arm: one.requests for arm, one in found.items()} == dict.fromkeys(ARMS, 1)
+def test_what_came_after_the_last_exposure_counts_within_the_window(filled: Any) -> None:
+    request = filled.show("open", "u", NOW + HOUR)
+    for hours, place in ((3, 0), (26, 1)):
+        filled.happen(NOW + hours * HOUR, "conversion", request_id=request, candidate=place)
+    ended = {"until": NOW + 2 * HOUR}
+    known = [{}, {"known": NOW + 4 * HOUR}, {"known": NOW + 48 * HOUR}]
+    assert [summed(filled, **ended, **more)[0]["open"].conversions for more in known] == [0, 1, 1]
+
+
+def test_what_shadow_arms_scored_is_counted_and_nothing_came_of_it(filled: Any) -> None:
+    for i in range(3):
+        for arm in ARMS:
+            filled.show(arm, f"u{i % 2}", NOW + HOUR, request=f"r{i}", shown=4)
+    filled.happen(NOW + 2 * HOUR, request_id="r0", candidate=0)
+    assert scored(filled.database, span(), ARMS) == dict.fromkeys(ARMS, Totals(2, 3, 12))
+    assert scored(filled.database, span(), ["open"])["open"].clicks == 0
+    assert scored(filled.database, span(until=NOW), ARMS) == {}

@@ -24,7 +24,7 @@ from pipelines.release.example import example_bundle, example_log
 from serving import ui
 from serving.analysis import ArmResult, Rate, Results
 from serving.app import create_app
-from serving.database import Database, Unavailable
+from serving.database import ASSIGNMENTS, MATCHES, Database, Row, Unavailable
 from serving.security import KeyFile, new_key
 from serving.settings import Settings
 
@@ -36,7 +36,7 @@ EXPERIMENT: dict[str, Any] = {
     "name": "home-gates",
     "control": "open",
     "arms": ARMS,
-    "online": {"guardrails": [{"metric": "ctr", "bound": 0.02}], "shadow": ["deep"]},
+    "online": {"guardrails": [{"metric": "ctr", "bound": 0.02}], "shadow": ["deep"], "epsilon": 0.25},
 }
 
 
@@ -128,14 +128,15 @@ def arm(name: str, **more: Any) -> ArmResult:
     told = {"role": "challenger", "share": 0.5, "paused": None, "paused_at": None, "units": 12, "requests": 20}
     rate = Rate(value=0.1, low=0.05, high=0.15)
     told |= {"shown": 200, "clicks": 20, "conversions": 0, "ctr": rate, "conversion_rate": Rate(value=0.0)}
-    told["off_policy_ctr"] = Rate(value=None)
+    told |= {"off_policy_ctr": Rate(value=None), "off_policy_requests": 0}
     return ArmResult(name=name, **{**told, **more})
 
 
 def results(*arms: ArmResult, **more: Any) -> Results:
     told = {"experiment": "gates", "version": 1, "state": "running", "primary": "ctr", "interval": "sequential"}
     told |= {"since": NOW, "until": NOW, "effects": [], "guardrails": [], "sample_ratio": None, "mixed_units": 0}
-    return Results(**{**told, "arms": list(arms), "problems": [], "seconds": 0.1, **more})
+    told |= {"epsilon": 0.0, "problems": [], "seconds": 0.1, "arms": list(arms)}
+    return Results(**{**told, **more})
 
 
 def test_everything_is_escaped_and_nothing_is_asked_from_elsewhere() -> None:
@@ -159,10 +160,27 @@ def test_everything_is_escaped_and_nothing_is_asked_from_elsewhere() -> None:
 
 def test_intervals_lie_on_one_line_and_histograms_hold_every_score() -> None:
     one = results(arm("a", ctr=Rate(value=0.2, low=0.1, high=0.3)), arm("b", ctr=Rate(value=None)))
-    assert ui._ranges(one) == {"a": {"low": 6, "value": 120, "high": 234}}
+    assert ui._ranges({one.name: one.ctr for one in one.arms}) == {"a": {"low": 6, "value": 120, "high": 234}}
     drawn = ui._histogram("a", np.array([0.0, 0.5, 0.5, 1.0]), 1.0)
     assert [bar["height"] for bar in drawn["bars"]] == [35, 70, 35] and drawn["count"] == 4
     assert all(bar["y"] + bar["height"] == 73 for bar in drawn["bars"])
+
+
+def test_rankings_that_random_order_judges_have_figures_or_say_that_it_is_too_early() -> None:
+    known = arm("deep", role="shadow", share=None, off_policy_requests=1234)
+    known = known.model_copy(update={"off_policy_ctr": Rate(value=0.2, low=0.11, high=0.29)})
+    few = arm("open", off_policy_requests=3, off_policy_ctr=Rate(value=0.3333))
+
+    def rows(*arms: ArmResult, **more: Any) -> list[list[str]]:
+        page = ui.render(HEALTH, experiments=[results(*arms, **more)], scores={}, now=NOW)
+        body = re.findall(r'<table class="own">.*?<tbody>(.*?)</tbody>', page, re.S)
+        cells = [re.findall(r"<td.*?>(.*?)</td>", row, re.S) for one in body for row in one.split("</tr>")[:-1]]
+        return [[" ".join(re.sub(r"<.*?>", "", cell).split()) for cell in row] for row in cells]
+
+    told = [["open", "3", "not enough yet", ""], ["deep", "1,234", "0.2000 [0.1100, 0.2900]", ""]]
+    assert rows(few, known) == told
+    assert rows(arm("open"), epsilon=0.1) == [["open", "0", "not enough yet", ""]]
+    assert rows(arm("open")) == []
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +237,19 @@ def test_it_tells_when_the_database_is_away(
         assert page.status_code == 200 and "the database can&#39;t be reached: gone" in page.text
 
 
+def drawn(time: int, requests: int) -> list[Row]:
+    """What random order left of some requests of either arm, and what the shadow arm did of both."""
+    rows: list[Row] = []
+    for arm in ("open", "gated"):
+        for i in range(requests):
+            name = f"{arm}-0-{i}"
+            about = {"experiment": "home-gates", "unit": name, "time": time, "exposure_id": name, "shown": 20}
+            rows.append((MATCHES, {**about, "arm": arm, "candidate": 0}))
+            about |= {"arm": "deep", "exposure_id": f"deep-{name}"}
+            rows += [(ASSIGNMENTS, {**about, "request_id": name}), (MATCHES, {**about, "candidate": 1})]
+    return rows
+
+
 def test_in_a_browser_on_a_desk_and_on_a_phone(
     browser: Browser,
     bundles: tuple[str, ...],
@@ -239,7 +270,9 @@ def test_in_a_browser_on_a_desk_and_on_a_phone(
                 body = {"user": {"user_id": i}, "context": {"hour": 9}, "candidates": candidates}
                 assert client.post("/v1/score", json=body).status_code == 200
         database = Database(url)
-        fill(database, "home-gates").traffic({"open": 0.11, "gated": 0.14}, 500, datetime.now(UTC))
+        at = datetime.now(UTC)
+        fill(database, "home-gates").traffic({"open": 0.11, "gated": 0.14}, 2000, at)
+        database.insert(drawn(round(at.timestamp() * 1e6), 500))
         database.close()
         for name, width, height in (("desk", 1100, 800), ("phone", 390, 844)):
             browser.show(f"http://any:{token}@{address}/ui", width, height)
@@ -249,6 +282,8 @@ def test_in_a_browser_on_a_desk_and_on_a_phone(
             assert all(
                 text in shown for text in ("home-gates", "gated", "shadow", "better", "kept", "main", "next")
             )
+            own = browser.evaluate("document.querySelector('table.own').innerText")
+            assert len(re.findall(r"0\.1\d{3} \[0\.0\d{3}, 0\.\d{4}\]", own)) == 3, own
             assert browser.evaluate("document.querySelectorAll('svg rect').length") > 10
             assert browser.evaluate("document.documentElement.scrollWidth") <= width
             assert browser.evaluate("getComputedStyle(document.querySelector('section')).borderRadius") == "8px"

@@ -84,6 +84,15 @@ def test_verdicts_agree_with_holm_over_the_challengers(sequential: bool) -> None
     assert [d.verdict for d in found][1] == "better"
 
 
+def test_who_waits_to_be_compared_shares_alpha() -> None:
+    rng = np.random.default_rng(8)
+    arms = two_arms(rng, 3000, 0.1, 0.13)
+    (d,) = compare_rates(arms, control="open", waiting=2)
+    assert d.confidence == pytest.approx(1 - ALPHA / 3)
+    dead = {"open": arms["open"], "gated": arms["open"]}
+    assert compare_rates(dead, control="open", waiting=2)[0].confidence == pytest.approx(1 - ALPHA / 3)
+
+
 def test_an_arm_without_an_event_is_not_sure_of_itself() -> None:
     few = {"open": Sums.of([1] * 3 + [0] * 97, [10] * 100), "dead": Sums.of([0] * 100, [10] * 100)}
     many = {"open": Sums.of([1] * 300 + [0] * 700, [10] * 1000), "dead": Sums.of([0] * 1000, [10] * 1000)}
