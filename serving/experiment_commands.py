@@ -168,7 +168,7 @@ def _print(found: Results, screen: object) -> None:
     screen.print(arms)
     if found.estimated:
         rankings = Table(box=None, header_style="bold", pad_edge=False)
-        _columns(rankings, "arm", "random requests", "off_policy_ctr")
+        _columns(rankings, "arm", "random order, requests", "off_policy_ctr")
         for arm in found.arms:
             own = "not enough yet" if arm.off_policy_ctr.low is None else _shown(arm.off_policy_ctr)
             rankings.add_row(arm.name, f"{arm.off_policy_requests:,}", own)

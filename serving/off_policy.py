@@ -95,10 +95,7 @@ def ranked(database: Database, span: Span, arms: Sequence[str]) -> dict[str, Ran
 
 def _query(span: Span, arms: Sequence[str]) -> sa.Select[Any]:
     """One row an arm."""
-    came = credited(span, arms)
-    clicked = (
-        sa.select(came.c.exposure_id, came.c.place).where(came.c.type == "click").distinct().subquery("clicked")
-    )
+    clicked = _clicked(span, arms)
     place = sa.cast(matches.c.candidate, sa.String)
     hit = sa.and_(
         clicked.c.exposure_id == matches.c.exposure_id,
@@ -139,3 +136,13 @@ def _query(span: Span, arms: Sequence[str]) -> sa.Select[Any]:
         sa.func.sum(units.c.requests).label("requests"),
         *(sa.func.sum(term).label(name) for name, term in sums.items()),
     ).group_by(units.c.arm)
+
+
+def _clicked(span: Span, arms: Sequence[str]) -> sa.Subquery:
+    """Exposures and places. Few requests are answered in random order: events of others need not be looked up."""
+    same = [matches.c[name] == assignments.c[name] for name in ("experiment", "unit", "time", "exposure_id")]
+    requests = sa.select(assignments.c.request_id).join_from(matches, assignments, sa.and_(*same))
+    units = sa.select(matches.c.unit)
+    counted = [query.where(span.seen(matches, arms)) for query in (requests, units)]
+    came = credited(span, arms, requests=counted[0], units=counted[1])
+    return sa.select(came.c.exposure_id, came.c.place).where(came.c.type == "click").distinct().subquery("clicked")

@@ -186,10 +186,21 @@ def _query(span: Span, arms: Sequence[str]) -> sa.Select[Any]:
     )
 
 
-def credited(span: Span, arms: Sequence[str]) -> sa.Subquery:
-    """Select the unit, exposure and place that each event counts for: a candidate's number, or ``item`` and id."""
-    ways = [_credited(span, arms, by_request=by_request) for by_request in (True, False)]
-    return sa.union(*ways).subquery("credited")
+def credited(
+    span: Span, arms: Sequence[str], *, requests: sa.Select[Any] | None = None, units: sa.Select[Any] | None = None
+) -> sa.Subquery:
+    """Select the unit, exposure and place that each event counts for: a candidate's number, or ``item`` and id.
+
+    Args:
+        span, arms: what counts.
+        requests, units: of the events that are asked for; None: all.
+    """
+    by_request, by_unit = (_credited(span, arms, by_request=one) for one in (True, False))
+    if requests is not None:
+        by_request = by_request.where(events.c.request_id.in_(requests))
+    if units is not None:
+        by_unit = by_unit.where(events.c.unit.in_(units))
+    return sa.union(by_request, by_unit).subquery("credited")
 
 
 def _credited(span: Span, arms: Sequence[str], *, by_request: bool) -> sa.Select[Any]:

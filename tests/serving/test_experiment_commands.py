@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import build_app
 from pipelines.experiments.experiment import Experiment
+from serving.database import MATCHES
 from serving.experiments import Experiments
 
 
@@ -40,6 +42,10 @@ def test_results_check_pause_and_resume(live: Any) -> None:
     assert [arm["units"] for arm in found["arms"]] == [400, 400]
     assert found["effects"][0]["verdict"] == "worse" and "guardrail of gated: broken" in told.stderr
     assert json.loads(run("results", "gates", "--interval", "fixed", "--json", "-").stdout)["interval"] == "fixed"
+    assert "random order" not in told.stderr
+    one = {"experiment": "gates", "arm": "open", "unit": "open-0-0", "exposure_id": "open-0-0", "candidate": 0}
+    live.database.insert([(MATCHES, {**one, "time": time.time_ns() // 1000, "shown": 20})])
+    assert re.search(r"random order.*\nopen +1 +not enough yet", run("results", "gates").stdout)
     checked = run("check")
     assert checked.exit_code == 1 and "gates: arm gated is paused. guardrail: ctr -0." in checked.stderr
     assert run("check").exit_code == 0

@@ -31,5 +31,6 @@ def test_a_shadow_arm_without_a_bundle_is_what_would_answer_without_the_experime
         assert ready(client).post("/v1/experiments", json=made).status_code == 201
         assert client.post("/v1/score", json=asked).json()["model"]["hash"] == new.hash
     with closing(sqlite3.connect(tmp_path / "events.db")) as connection:
-        found = connection.execute("SELECT served, arm, model_hash FROM sluice_exposures ORDER BY served").fetchall()
+        query = "SELECT served, arm, model_hash FROM sluice_exposures ORDER BY served"
+        found = connection.execute(query).fetchall()
     assert found[0] == (0, "now", main.hash) and [row[0] for row in found] == [0, 1]
