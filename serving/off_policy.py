@@ -141,8 +141,7 @@ def _query(span: Span, arms: Sequence[str]) -> sa.Select[Any]:
 def _clicked(span: Span, arms: Sequence[str]) -> sa.Subquery:
     """Exposures and places. Few requests are answered in random order: events of others need not be looked up."""
     same = [matches.c[name] == assignments.c[name] for name in ("experiment", "unit", "time", "exposure_id")]
-    requests = sa.select(assignments.c.request_id).join_from(matches, assignments, sa.and_(*same))
-    units = sa.select(matches.c.unit)
-    counted = [query.where(span.seen(matches, arms)) for query in (requests, units)]
-    came = credited(span, arms, requests=counted[0], units=counted[1])
+    request = sa.select(assignments.c.request_id).where(*same).correlate(matches).scalar_subquery()
+    requests, units = (sa.select(one).where(span.seen(matches, arms)) for one in (request, matches.c.unit))
+    came = credited(span, arms, requests=requests, units=units)
     return sa.select(came.c.exposure_id, came.c.place).where(came.c.type == "click").distinct().subquery("clicked")

@@ -54,7 +54,7 @@ class Span:
             Span(experiment='gates', since=3000000, until=5000000, window=1000000, known=5000000)
         """
         width = window // timedelta(microseconds=1)
-        return cls(experiment, _micros(since), _micros(until), width, _micros(known or until))
+        return cls(experiment, micros(since), micros(until), width, micros(known or until))
 
     def seen(self, table: Any, arms: Sequence[str]) -> sa.ColumnElement[bool]:
         """Say which rows of a table are of some arms and of this span."""
@@ -195,12 +195,16 @@ def credited(
         span, arms: what counts.
         requests, units: of the events that are asked for; None: all.
     """
-    by_request, by_unit = (_credited(span, arms, by_request=one) for one in (True, False))
-    if requests is not None:
-        by_request = by_request.where(events.c.request_id.in_(requests))
-    if units is not None:
-        by_unit = by_unit.where(events.c.unit.in_(units))
-    return sa.union(by_request, by_unit).subquery("credited")
+    ways = []
+    for by_request, among in ((True, requests), (False, units)):
+        query = _credited(span, arms, by_request=by_request)
+        if among is not None:
+            # Within a function it stays a set that is made once. PostgreSQL would make a join of it, and without
+            # statistics, as of a table that was just filled, a loop in a loop.
+            named = events.c.request_id if by_request else events.c.unit
+            query = query.where(sa.func.coalesce(named.in_(among), sa.false()))
+        ways.append(query)
+    return sa.union(*ways).subquery("credited")
 
 
 def _credited(span: Span, arms: Sequence[str], *, by_request: bool) -> sa.Select[Any]:
@@ -246,6 +250,6 @@ def _credited(span: Span, arms: Sequence[str], *, by_request: bool) -> sa.Select
     )
 
 
-def _micros(moment: datetime) -> int:
+def micros(moment: datetime) -> int:
     """Return a time as the tables have it."""
     return round(moment.timestamp() * 1e6)
