@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import sys
 from pathlib import Path
@@ -17,6 +18,12 @@ from pipelines import cli
     ("error", "code", "told"),
     [
         (DataError("no rows", where="log.csv"), 2, "error: log.csv: no rows"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "out"),
+            2,
+            "error: out: can't be used (Permission denied).",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file", "own"), 3, "FileNotFoundError"),
         (RuntimeError("a bug"), 3, "RuntimeError: a bug"),
         (typer.Exit(1), 1, ""),
     ],

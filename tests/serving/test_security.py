@@ -227,6 +227,8 @@ def test_the_commands(file) -> None:
     assert file.stat().st_mode & 0o077 == 0
     listed = call("list", str(file)).stdout
     assert key.id in listed and "shop" in listed and token not in listed and key.hash not in listed
+    (told,) = json.loads(call("list", str(file), "--json", "-").stdout)
+    assert (told["id"], told["rate"]) == (key.id, 5.0) and "hash" not in told
     assert call("revoke", str(file), key.id).exit_code == 0
     assert json.loads(file.read_text()) == {"keys": []}
     assert file.stat().st_mode & 0o077 == 0
