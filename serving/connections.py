@@ -78,14 +78,14 @@ class Connection(HttpToolsProtocol):
 
         The parser takes no body of such a request, but would take it for the next one.
         """
-        pieces = [memoryview(data)]
+        pieces: list[bytes | memoryview] = [data]
         while pieces:
             piece = pieces.pop(0)
             try:
                 self.parser.feed_data(piece)
             except httptools.HttpParserUpgrade as stopped:
-                rest = piece[stopped.args[0] :]
-                pieces = [memoryview(self._declined()), *([rest] if rest else []), *pieces]
+                rest = memoryview(piece)[stopped.args[0] :]
+                pieces = [self._declined(), *([rest] if rest else []), *pieces]
             except httptools.HttpParserError:
                 self.logger.warning("Invalid HTTP request received.")
                 self.send_400_response("")
