@@ -45,11 +45,12 @@ def new(
 
     from serving.security import KeyFile, new_key
 
-    old = KeyFile.read(file) if file.exists() else KeyFile()
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     until = None if expires is None else expires.replace(tzinfo=expires.tzinfo or UTC)
     token, key = new_key(wanted, rate=rate, burst=burst, expires=until, note=note)
-    KeyFile(keys=(*old.keys, key)).write(file)
+    with KeyFile.alone(file):
+        old = KeyFile.read(file) if file.exists() else KeyFile()
+        KeyFile(keys=(*old.keys, key)).write(file)
     typer.echo(token)
     typer.echo("This is the only time that it is shown.", err=True)
 
@@ -83,9 +84,10 @@ def revoke(file: KeysFile, key: Annotated[str, typer.Argument(metavar="ID", help
     from ctr_models.errors import ConfigError, nearest
     from serving.security import KeyFile
 
-    old = KeyFile.read(file)
-    kept = tuple(one for one in old.keys if one.id != key)
-    if len(kept) == len(old.keys):
-        raise ConfigError(f"no key {key!r}", where=str(file), remedy=nearest(key, [one.id for one in old.keys]))
-    KeyFile(keys=kept).write(file)
+    with KeyFile.alone(file):
+        old = KeyFile.read(file)
+        kept = tuple(one for one in old.keys if one.id != key)
+        if len(kept) == len(old.keys):
+            raise ConfigError(f"no key {key!r}", where=str(file), remedy=nearest(key, [one.id for one in old.keys]))
+        KeyFile(keys=kept).write(file)
     typer.echo(f"{key} is revoked; {len(kept)} left")

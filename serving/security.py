@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import hmac
 import logging
 import math
+import os
 import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
@@ -86,6 +89,16 @@ class KeyFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     keys: tuple[Key, ...] = ()
 
+    @model_validator(mode="after")
+    def _distinct(self) -> KeyFile:
+        if len(self._by_id) < len(self.keys):
+            raise ValueError("two keys have the same id")
+        return self
+
+    @cached_property
+    def _by_id(self) -> dict[str, Key]:
+        return {key.id: key for key in self.keys}
+
     @classmethod
     def read(cls, path: Path) -> KeyFile:
         """Read the file.
@@ -114,11 +127,23 @@ class KeyFile(BaseModel):
         atomic_write(path, self.model_dump_json(indent=1) + "\n")
         path.chmod(mode)
 
+    @staticmethod
+    @contextmanager
+    def alone(path: Path) -> Iterator[None]:
+        """Keep others who change the file waiting, so that none takes back what another did."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
     def find(self, token: str) -> Key | None:
         """Return the key of a token, unless it is none or has expired; in the same time whichever it is."""
         match = _TOKEN.fullmatch(token)
         name, secret = match.groups() if match else ("", "")
-        key = next((key for key in self.keys if key.id == name), None)
+        key = self._by_id.get(name)
         proven = hmac.compare_digest(_hash(secret), key.hash if key else _NOBODY)
         if key is None or not proven or (key.expires is not None and key.expires <= datetime.now(UTC)):
             return None

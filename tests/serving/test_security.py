@@ -5,6 +5,8 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import timeit
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 
 from ctr_models.errors import ConfigError
 from pipelines.cli import build_app
+from serving import key_commands
 from serving.monitoring import Metrics
 from serving.observe import Observe
 from serving.security import Guard, KeyFile, Keyring, needed_scope, new_key
@@ -205,6 +208,7 @@ def test_too_many_requests_are_told_when_to_come_back(file) -> None:
         ('{"keys": [{"id": "00000000", "hash": "ab", "scopes": ["score"]}]}', "hash"),
         ('{"keys": [{"id": "00000000", "hash": "' + "0" * 64 + '", "scopes": ["scroe"]}]}', "scopes"),
         ('{"kyes": []}', "keys"),
+        (KeyFile.model_construct(keys=(new_key({"score"})[1],) * 2).model_dump_json(), "two keys have the same id"),
     ],
 )
 def test_a_wrong_file_is_refused_at_the_start(file, content, message) -> None:
@@ -236,3 +240,22 @@ def test_the_commands(file) -> None:
         new_key({"scroe"})
     missing = call("revoke", str(file), "00000000")
     assert isinstance(missing.exception, ConfigError)
+
+
+def test_keys_that_are_made_at_once_are_all_kept(file) -> None:
+    def make(i: int) -> None:
+        key_commands.new(file, "score", None, 10, None, str(i))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(make, range(40)))
+    assert sorted(int(key.note) for key in KeyFile.read(file).keys) == list(range(40))
+
+
+def test_a_key_among_many_is_found_as_quickly() -> None:
+    made = [new_key({"score"}) for _ in range(2000)]
+    few, many = KeyFile(keys=(made[-1][1],)), KeyFile(keys=tuple(key for _, key in made))
+
+    def seconds(keys: KeyFile) -> float:
+        return min(timeit.repeat(lambda: keys.find(made[-1][0]), number=100, repeat=5))
+
+    assert seconds(many) < 10 * seconds(few)
