@@ -255,11 +255,8 @@ class Database:
         Raises:
             Unavailable: it can't be written now; nothing is sure to be changed.
         """
-        try:
-            with self.engine.begin() as connection:
-                yield connection
-        except (sa.exc.SQLAlchemyError, OSError) as error:
-            raise self._unavailable(error) from error
+        with self._connected() as connection, connection.begin():
+            yield connection
 
     @contextmanager
     def reading(self, seconds: float | None = None) -> Iterator[sa.Connection]:
@@ -271,16 +268,13 @@ class Database:
         Raises:
             Unavailable: it can't be reached now.
         """
-        try:
-            with self.engine.connect() as connection:
-                if self._path is None:
-                    connection = connection.execution_options(isolation_level="REPEATABLE READ")
-                connection = connection.execution_options(reads=True)
-                if self._path is None and seconds is not None:
-                    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {round(1000 * seconds)}")
-                yield connection
-        except (sa.exc.SQLAlchemyError, OSError) as error:
-            raise self._unavailable(error) from error
+        with self._connected() as connection:
+            if self._path is None:
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            connection.execution_options(reads=True)
+            if self._path is None and seconds is not None:
+                connection.exec_driver_sql(f"SET LOCAL statement_timeout = {round(1000 * seconds)}")
+            yield connection
 
     def rows(self, query: sa.Select[Any]) -> list[Any]:
         """Return what a query finds.
@@ -338,6 +332,18 @@ class Database:
     def close(self) -> None:
         """Let go of the connections."""
         self.engine.dispose()
+
+    @contextmanager
+    def _connected(self) -> Iterator[sa.Connection]:
+        try:
+            connection = self.engine.connect()
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            raise self._unavailable(error) from error
+        try:  # another error of the system is not the database's: a full disk, where somebody writes what he reads
+            with connection:
+                yield connection
+        except sa.exc.SQLAlchemyError as error:
+            raise self._unavailable(error) from error
 
     def _unavailable(self, error: BaseException) -> Unavailable:
         self.engine.dispose()

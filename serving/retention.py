@@ -187,6 +187,7 @@ def prune(
     database.insert([(PRUNES, {"before": cut, "began": time.time_ns() // 1000})])
     names = _assigned(database)
     pace = _Pace(database, pause)
+    at = came = 0  # what went leaves traces in the indices until they are swept: look behind them
     with steps(shown) as step:
         told = step("pruning", sum(day.exposures + day.events for day in what.days))
         beyond = _beyond(database, cut, what.window)
@@ -195,15 +196,16 @@ def prune(
             with pace.transaction() as connection:
                 done.events += _delete(connection, events.c.event_id, some)
         while True:
-            batch, upto = _oldest(database, cut, pace.rows)
-            old = _old_events(database, upto, pace.rows)
+            batch, upto = _oldest(database, at, cut, pace.rows)
+            old = _old_events(database, came, upto - SKEW, pace.rows)
             if not batch and not old:
                 break
             keys = _keys_of(database, batch, names)
             with pace.transaction() as connection:
                 done.assignments += _delete_keys(connection, keys)
                 done.exposures += _delete(connection, exposures.c.exposure_id, [row.exposure_id for row in batch])
-                done.events += _delete(connection, events.c.event_id, old)
+                done.events += _delete(connection, events.c.event_id, [row.event_id for row in old])
+            at, came = batch[-1].time if batch else at, old[-1].time if old else came
             told(len(batch) + len(old))
         while keys := _orphans(database, cut):
             for start in range(0, len(keys), 100):
@@ -277,7 +279,7 @@ def _needs(database: Database, cut: int, now: datetime) -> tuple[list[tuple[str,
 def _has(database: Database, experiment: str, since: int, cut: int) -> bool:
     """Tell whether an experiment has exposures in a span of time."""
     within = assignments.c.experiment == experiment, assignments.c.time >= since, assignments.c.time < cut
-    return bool(database.rows(sa.select(assignments.c.time).where(*within).limit(1)))
+    return bool(_rows(database, sa.select(assignments.c.time).where(*within).limit(1)))
 
 
 def _beyond(database: Database, cut: int, window: timedelta) -> list[str]:
@@ -292,17 +294,18 @@ def _beyond(database: Database, cut: int, window: timedelta) -> list[str]:
     return [row.event_id for row in _rows(database, query)]
 
 
-def _oldest(database: Database, cut: int, most: int) -> tuple[Sequence[Any], int]:
-    """Return the oldest exposures, and the moment up to which that is all."""
+def _oldest(database: Database, at: int, cut: int, most: int) -> tuple[Sequence[Any], int]:
+    """Return the oldest exposures from a moment on, and the moment up to which that is all."""
     query = sa.select(exposures.c.exposure_id, exposures.c.request_id, exposures.c.time)
-    batch = _rows(database, query.where(exposures.c.time < cut).order_by(exposures.c.time).limit(most))
+    within = exposures.c.time >= at, exposures.c.time < cut
+    batch = _rows(database, query.where(*within).order_by(exposures.c.time).limit(most))
     return batch, batch[-1].time if len(batch) == most else cut
 
 
-def _old_events(database: Database, upto: int, most: int) -> list[str]:
-    """Return the oldest of the events whose exposures were all made before a moment."""
-    query = sa.select(events.c.event_id).where(events.c.time < upto - SKEW).order_by(events.c.time).limit(most)
-    return [row.event_id for row in _rows(database, query)]
+def _old_events(database: Database, at: int, upto: int, most: int) -> Sequence[Any]:
+    """Return the oldest events of a span."""
+    query = sa.select(events.c.event_id, events.c.time).where(events.c.time >= at, events.c.time < upto)
+    return _rows(database, query.order_by(events.c.time).limit(most))
 
 
 def _assigned(database: Database) -> list[str]:

@@ -59,7 +59,8 @@ class Spool:
             os.close(self._lock)
             raise ArtifactError("another process uses this spool", where=str(self.folder)) from None
         self._sizes = {path: _settle(path) for path in sorted(self.folder.glob("*" + _SUFFIX))}
-        self._next = 1 + max((int(path.stem) for path in self._sizes), default=0)
+        numbers = (int(path.stem) for path in self.folder.glob("*.*") if path.stem.isdecimal())
+        self._next = 1 + max(numbers, default=0)  # what was set aside has its number, too
         self._file: int | None = None  # of the newest segment, if it takes more
         self._at = 0  # bytes of the oldest segment that were replayed
         self._read_to = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ def test_a_reader_sees_one_moment(either: Database) -> None:
         either.insert([click("b")])
         assert connection.execute(count).scalar() == 1
     assert names(either) == ["a", "b"]
+
+
+def test_what_goes_wrong_beside_the_database_is_not_blamed_on_it(either: Database) -> None:
+    for open_ in (either.reading, either.writing):
+        with pytest.raises(OSError, match="No space left"), open_():
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_server_refuses_what_its_texts_can_not_hold(postgres: Any) -> None:

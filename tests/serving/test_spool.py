@@ -103,6 +103,15 @@ def test_what_stands_behind_a_flipped_bit_is_not_taken_for_torn(tmp_path: Path) 
         assert drain(spool) == [b"third"]
 
 
+def test_what_is_set_aside_is_never_written_over(tmp_path: Path) -> None:
+    for content in (b"one", b"two"):
+        with Spool(tmp_path, limit=1000) as spool:
+            spool.append([content])
+            spool.set_aside()
+            drain(spool)
+    assert len(list(tmp_path.glob("*.damaged"))) == 2
+
+
 def test_it_is_bounded_and_takes_more_once_drained(tmp_path: Path) -> None:
     with Spool(tmp_path, limit=100) as spool:
         spool.append([b"x" * 60])
