@@ -160,8 +160,10 @@ def _stream(requests: Sequence[Mapping[str, Any]]) -> bytes:
         c if isinstance(c := one["candidates"], pl.DataFrame) else pl.from_dicts(c, infer_schema_length=None)
         for one in requests
     ]
-    table = pl.concat(frames, how="diagonal_relaxed").rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
-    rows = pa.array([{}] * len(table), pa.struct([]))
+    # The places keep candidates that give no column.
+    placed = pl.concat([frame.with_row_index("__place__") for frame in frames], how="diagonal_relaxed")
+    table = placed.drop("__place__").rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    rows = pa.array([{}] * len(placed), pa.struct([]))
     if table.num_columns:
         columns = [pa.concat_arrays(column.chunks) for column in table.columns]
         rows = pa.StructArray.from_arrays(columns, names=table.column_names)

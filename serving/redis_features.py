@@ -22,6 +22,8 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between two tries to reach a Redis that is down."""
 TIMEOUTS = 3
 """So many in a row, and a Redis counts as down; one alone may be a busy moment's."""
+TRIES = 3
+"""Versions that a request asks by: replicas may differ for a moment in which is current."""
 CONNECTIONS = 64
 
 
@@ -52,6 +54,7 @@ class RedisFeatures:
             )
         except ValueError:
             raise ConfigError("no URL of a Redis", where="features", remedy="write redis://host:6379/0") from None
+        pool.connection_kwargs["decode_responses"] = False  # what is stored is bytes, whatever the URL asks for
         self.name = server_name(pool.connection_kwargs)
         self._client: Redis = Redis.from_pool(pool)
         self._stored: Stored | None = None
@@ -70,15 +73,15 @@ class RedisFeatures:
         if self._problem:
             return Found.nothing(item_ids)
         try:
-            found = await self._fetch(spec, user_id, item_ids)
-            while found is None:  # another version is current now
-                await self._open()
+            for _ in range(TRIES):
                 found = await self._fetch(spec, user_id, item_ids)
+                if found is not None:
+                    self._timeouts = 0
+                    return found
+                await self._open()  # another version is current now
         except Exception as error:
             self._fail(error)
-            return Found.nothing(item_ids)
-        self._timeouts = 0
-        return found
+        return Found.nothing(item_ids)
 
     async def _fetch(self, spec: FeatureSpec, user_id: Any, item_ids: Sequence[Any]) -> Found | None:
         """Ask for the current version and all values at once; None if the version is not the one that is known."""

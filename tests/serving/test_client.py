@@ -53,6 +53,15 @@ def test_candidates_are_enough(server: httpx.Client, candidates: list[dict[str, 
     assert one["scores"].tolist() == pytest.approx(other["scores"])
 
 
+def test_candidates_that_give_nothing_keep_their_places(server: httpx.Client) -> None:
+    given = [[{}, {}], [{"item_id": "item-1"}, {}, {"item_id": "item-2"}], [{}]]
+    requests = [{"candidates": one} for one in given]
+    plain, quick = score(server, requests), score(server, requests, arrow=True)
+    assert [len(one["scores"]) for one in quick] == [2, 3, 1]
+    for one, other in zip(plain, quick, strict=True):
+        np.testing.assert_allclose(other["scores"], one["scores"], atol=1e-7)
+
+
 def test_fields_that_only_later_requests_have_are_sent(server: httpx.Client) -> None:
     requests = [
         {"candidates": [{"item_id": "item-1"}]},

@@ -138,6 +138,36 @@ def test_one_slow_answer_does_not_count_a_redis_out(redis_server: Any) -> None:
     asyncio.run(stall())
 
 
+def test_a_version_that_never_is_the_current_one_holds_nobody_up(redis_server: Any, monkeypatch: Any) -> None:
+    write_redis(materialized(LOG), redis_server.url)
+
+    async def other(self: RedisFeatures) -> None:
+        self._version = "another"
+
+    async def ask() -> None:
+        store = await opened(RedisFeatures(redis_server.url, timeout_seconds=5))
+        with monkeypatch.context() as patched:
+            patched.setattr(RedisFeatures, "_open", other)
+            store._version = "another"
+            found = await asyncio.wait_for(store.fetch(SPEC, "u1", [10]), 5)
+            assert (found.user, found.version) == (None, None)
+        assert (await store.fetch(SPEC, "u1", [10])).user is not None
+        await store.close()
+
+    asyncio.run(ask())
+
+
+def test_the_url_does_not_change_what_is_read(redis_server: Any) -> None:
+    write_redis(materialized(LOG), redis_server.url)
+
+    async def ask() -> None:
+        store = await opened(RedisFeatures(f"{redis_server.url}?decode_responses=true", timeout_seconds=5))
+        assert (await asyncio.wait_for(store.fetch(SPEC, "u1", [10]), 5)).user is not None
+        await store.close()
+
+    asyncio.run(ask())
+
+
 def test_a_new_version_in_redis_is_used_at_once(redis_server: Any) -> None:
     write_redis(materialized(LOG, 10), redis_server.url)
 
