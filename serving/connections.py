@@ -19,6 +19,8 @@ from serving.line import Line
 
 HEAD_BYTES = 32 * 1024
 """Of a request's line and headers; of what comes between the chunks of a body, and behind the last."""
+AHEAD = 16
+"""Requests that a client may send ahead on a connection, while one is being answered."""
 Door = Callable[[int, bytes, bytes, Sequence[tuple[bytes, bytes]]], tuple[bytes, bool] | None]
 """Told how many requests are in hand, and method, target and headers of another: says how it is turned away, and
 whether the connection is kept; or None. See :class:`serving.door.Door`."""
@@ -103,6 +105,9 @@ class Connection(HttpToolsProtocol):
         if self._size > HEAD_BYTES and len(self.url) + sum(map(_length, self.headers)) > HEAD_BYTES:
             self._status = 431
             raise ValueError("the head is too large")  # the parser stops, and send_400_response is called
+        if len(self.pipeline) >= AHEAD:
+            self._status = 429
+            raise ValueError("too many requests wait for their turn")
         self._offers = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if self._offers:
             return  # the parser stops
@@ -213,6 +218,7 @@ class Connection(HttpToolsProtocol):
 _PROBLEMS = {
     400: ("this is no HTTP/1.1 request", "http_invalid"),
     408: ("the request did not arrive in time", "too_slow"),
+    429: (f"more than {AHEAD} requests were sent ahead of their answers", "too_far_ahead"),
     431: (f"the request's line and headers are larger than {HEAD_BYTES:,} bytes", "head_too_large"),
 }
 

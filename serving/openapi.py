@@ -33,6 +33,7 @@ WITH_BODY = {
 ALWAYS = {
     400: "This is no HTTP/1.1 request",
     408: "The head of the request did not arrive in time",
+    429: "Too many requests were sent ahead of their answers",
     431: "The head of the request is too large",
     500: "An error inside; the server's log tells of it under the request's id",
 }

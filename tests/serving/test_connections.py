@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from serving.connections import AHEAD
+
 AWAY = b"HTTP/1.1 503 Away\r\ncontent-length: 2\r\n\r\nno"
 
 
@@ -173,3 +175,14 @@ def test_trailers_without_end_are_not_held(port: int, endless: bytes) -> None:
                 sent += len(endless)
         # What fits into the sockets' buffers was sent, the server took no more than a head's worth.
         assert sent < 8 * 2**20
+
+
+def test_requests_sent_ahead_are_few(port: int) -> None:
+    """Each would be held, and a read brings thousands."""
+    with connected(port) as client:
+        client.sendall(post("/yes", b"slow") + post("/yes", b"ahead") * (AHEAD - 1) + post("/yes", b"last"))
+        assert read(client, b"last").count(b"200 OK") == AHEAD + 1
+    with connected(port) as client:
+        client.sendall(post("/yes", b"slow") + post("/yes", b"ahead") * (AHEAD + 1))
+        assert read(client, b"}").startswith(b"HTTP/1.1 429")
+        assert client.recv(100) == b""
