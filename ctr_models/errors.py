@@ -9,6 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+MOST = 30
+"""Words that a remedy lists."""
+
 
 class SluiceError(Exception):
     """Something the user can put right.
@@ -46,7 +49,7 @@ class RequestError(SluiceError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return a remedy that names the nearest known word, or all of them when none is near.
+    """Return a remedy that names the nearest known word, and those that are known; of very many, the near ones.
 
     Of a word only the first 100 characters are compared: some come from strangers, and a long one takes long.
 
@@ -57,8 +60,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     if not known:
         return "none is known"
-    listed = "known: " + ", ".join(repr(k) for k in known)
-    close = difflib.get_close_matches(word[:100], known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word[:100], known, n=8, cutoff=0.6)
+    shown = known if len(known) <= MOST else sorted(close) or known[:8]
+    listed = "known: " + ", ".join(repr(k) for k in shown)
+    if len(shown) < len(known):
+        listed += f" and {len(known) - len(shown)} more"
     return f"did you mean {close[0]!r}? {listed}" if close else listed
 
 

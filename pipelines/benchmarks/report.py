@@ -192,6 +192,8 @@ def progress(talk: Console, steps: int) -> Iterator[Callable[[str], None]]:
 def _shown(cell: object) -> str:
     if isinstance(cell, bool) or not isinstance(cell, float | int):
         return str(cell)
+    if math.isnan(cell):
+        return ""
     if isinstance(cell, int) or abs(cell) >= 1000:
         return f"{cell:,.0f}"
     return f"{cell:.4g}"

@@ -74,9 +74,8 @@ def main(
                 trial = run_trial(config, own, workdir / arm.replace(" ", "-") / task)
                 for name in [task] if task else apart:
                     found[name].setdefault(arm, []).append((trial, predictions(trial, "" if task else name)))
-                talk.print(
-                    f"{arm} {task}, seed {seed}: epoch {_epoch(trial)} was best", style="dim", highlight=False
-                )
+                what = f"{arm} {task}".strip()
+                talk.print(f"{what}, seed {seed}: epoch {_epoch(trial)} was best", style="dim", highlight=False)
     report = BenchReport(
         f"click and conversion, {seeds} seeds",
         ["task", "arm", "test AUC", "sd", "difference (95 %)", "logloss", "difference (95 %)", "best epochs"],

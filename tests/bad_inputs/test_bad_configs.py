@@ -318,5 +318,14 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     assert (train.optimizer.lr, train.optimizer.eps, train.window_rows) == (1e-3, 1e-8, 1000)
 
 
+def test_of_very_many_the_near_ones_are_named() -> None:
+    many = [f"{letter * 9}" for letter in "abcdefghijklmnopqrstuvwxyzABCDEF"] + ["auc_sigmoid", "auc_sigmoid2"]
+    assert nearest("auc_sigmiod", many) == (
+        "did you mean 'auc_sigmoid'? known: 'auc_sigmoid', 'auc_sigmoid2' and 32 more"
+    )
+    assert nearest("?", many).startswith("known: 'AAAAAAAAA', ")
+    assert nearest("?", many).endswith(" and 26 more")
+
+
 def test_nothing_to_choose_from() -> None:
     assert nearest("a", []) == "none is known"
