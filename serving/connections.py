@@ -12,7 +12,6 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.line import Line
@@ -118,7 +117,7 @@ class Connection(HttpToolsProtocol):
             super().on_headers_complete()
         self.headers = []  # trailers go there, and change nothing of a request that is being answered
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
         super()._start_asgi_task(cycle, app)
 

@@ -88,7 +88,7 @@ class Bundle:
         """The gate in each slot as ``name:hash``, the key of experiments and of the event log."""
         return {slot: f"{gate['name']}:{gate['hash']}" for slot, gate in self.manifest["gates"].items()}
 
-    @property
+    @cached_property
     def golden(self) -> pl.DataFrame:
         """Raw rows with the scores that this bundle must give them, in column ``__score__``."""
         return pl.read_parquet(self.directory / GOLDEN)
@@ -238,6 +238,10 @@ class Bundle:
         bundle = cls(directory, model, state, config, manifest)
         bundle._replay()
         _ = bundle.reference, bundle.int8  # read now: the folder may hold the next bundle later
+        if _read_manifest(directory)["hash"] != bundle.hash:
+            raise ArtifactError(
+                "another bundle took its place while it was read", where=str(directory), remedy="load it again"
+            )
         return bundle
 
     def score_frame(self, frame: pl.DataFrame, *, source: str = "rows", batch_size: int = 16384) -> np.ndarray:

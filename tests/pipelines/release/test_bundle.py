@@ -16,6 +16,7 @@ import torch
 
 from ctr_models.errors import ArtifactError, DataError
 from pipelines.features.files import sha256_tree
+from pipelines.release import bundle as module
 from pipelines.release.bundle import FORMAT, SCORE, Bundle, _hash
 from pipelines.release.example import example_bundle, example_log
 
@@ -246,6 +247,33 @@ def test_a_damaged_bundle_is_refused_and_says_why(copy: Path, damage: str) -> No
     spoil(copy)
     with pytest.raises(ArtifactError, match=message):
         Bundle.load(copy)
+
+
+def test_a_bundle_that_another_replaces_while_it_is_read_is_not_made_of_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"name": "dnn", "mlp": {"hidden": [8]}}
+    for seed in (1, 2):
+        example_bundle(tmp_path / str(seed), model=small, seed=seed)
+    link, read = tmp_path / "current", module.load_file
+    link.symlink_to(tmp_path / "1")
+
+    def swapped(path: Path) -> dict[str, torch.Tensor]:
+        link.unlink()
+        link.symlink_to(tmp_path / "2")
+        return read(path)
+
+    monkeypatch.setattr(module, "load_file", swapped)
+    with pytest.raises(ArtifactError, match="another bundle took its place while it was read"):
+        Bundle.load(link)
+
+
+def test_golden_rows_stay_when_the_folder_holds_another_bundle(tmp_path: Path) -> None:
+    bundle = Bundle.load(example_bundle(tmp_path / "bundle", seed=1).directory)
+    mine = bundle.golden
+    example_bundle(tmp_path / "bundle", seed=2)
+    assert bundle.golden.equals(mine)
+    assert not Bundle.load(tmp_path / "bundle").golden.equals(mine)
 
 
 def test_the_manifest_tells_what_it_is(bundle: Bundle) -> None:
