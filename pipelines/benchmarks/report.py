@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ctr_models.errors import ConfigError, nearest
+from pipelines.commands.result import writable
 
 
 def _checked(option: typer.CallbackParam, bars: list[str] | None) -> list[str] | None:
@@ -25,7 +26,9 @@ def _checked(option: typer.CallbackParam, bars: list[str] | None) -> list[str] |
     return bars
 
 
-JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the figures here; - prints them.")]
+JsonPath = Annotated[
+    Path | None, typer.Option("--json", callback=writable, help="Write the figures here; - prints them.")
+]
 AtLeast = Annotated[
     list[str] | None,
     typer.Option("--at-least", callback=_checked, help="key=value, repeatable: exit 1 if the figure is smaller."),

@@ -4,12 +4,40 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-Json = Annotated[str | None, typer.Option("--json", help="Write the result as JSON to this file; - prints it.")]
+Target = TypeVar("Target", str, Path, None)
+
+
+def writable(target: Target) -> Target:
+    """Refuse a file that can't be written, before hours of work are done for it.
+
+    Args:
+        target: what ``--json`` was given.
+
+    Raises:
+        ConfigError: it is a folder, or where it should stand there is none that may be written to.
+    """
+    if target is None or str(target) == "-":
+        return target
+    path = Path(target).absolute()
+    folder = next(one for one in path.parents if one.exists())
+    if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+        from ctr_models.errors import ConfigError
+
+        problem = "this is a folder" if path.is_dir() else f"nothing can be written into {folder}"
+        raise ConfigError(problem, where=f"--json {target}", remedy="name a file, or - to have it printed")
+    return target
+
+
+Json = Annotated[
+    str | None,
+    typer.Option("--json", callback=writable, help="Write the result as JSON to this file; - prints it."),
+]
 
 
 def write_json(target: str | None, content: Any) -> None:

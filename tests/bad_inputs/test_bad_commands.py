@@ -156,6 +156,14 @@ LINES = [
         "events export --events sqlite:///missing.db --out out",
         f"sqlite:///missing.db: the database can't be read (there is no such file). {DATABASE}",
     ),
+    (
+        "score -m bundle --data log.parquet --out out.csv --json nothing",
+        "--json nothing: this is a folder. name a file, or - to have it printed.",
+    ),
+    (
+        "bench truth --json nothing",
+        "--json nothing: this is a folder. name a file, or - to have it printed.",
+    ),
     ("bench tasks --at-least auc", "--at-least 'auc': a bar is written key=number"),
     ("bench gates --data . --part 3", "--part: '3' is no part. write 1/2 and, beside it, 2/2."),
 ]
@@ -186,6 +194,20 @@ def test_a_port_that_is_taken(told: Told) -> None:
         port = str(taken.getsockname()[1])
         message = told("serve", "-m", "bundle", "--port", port)
     assert message == f"127.0.0.1:{port}: the port is taken. give another with --port; 0 takes any."
+
+
+def test_a_result_that_could_not_be_written_is_told_before_the_work(
+    folder: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remedy = "name a file, or - to have it printed."
+    for target in ("log.csv/told.json", "log.csv/deep/told.json"):
+        assert told("train", "--json", target) == (
+            f"--json {target}: nothing can be written into {folder}/log.csv. {remedy}"
+        )
+    monkeypatch.setattr("pipelines.commands.result.os.access", lambda *_: False)
+    assert (
+        told("train", "--json", "told.json") == f"--json told.json: nothing can be written into {folder}. {remedy}"
+    )
 
 
 @pytest.mark.parametrize(
