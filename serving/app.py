@@ -83,7 +83,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loaded = asyncio.Event()
-        living = asyncio.create_task(_live(models, features, loaded, on_ready, on_failure))
+        living = asyncio.create_task(_live(models, features, siblings, loaded, on_ready, on_failure))
         following = [asyncio.create_task(one.watch()) for one in (features, traffic, outcomes) if one is not None]
         tasks = [living, *following]
         for task in tasks:
@@ -91,7 +91,6 @@ def create_app(
         try:
             if siblings is not None:
                 await loaded.wait()
-                await siblings.open()
             yield
         finally:
             if siblings is not None:
@@ -169,6 +168,7 @@ def _ended(task: asyncio.Task[None]) -> None:
 async def _live(
     models: Models,
     features: OnlineFeatures | None,
+    siblings: Siblings | None,
     loaded: asyncio.Event,
     on_ready: Callable[[Models], None] | None,
     on_failure: Callable[[Exception], None] | None,
@@ -178,6 +178,8 @@ async def _live(
         if features is not None:
             await features.refresh()
         await models.load()
+        if siblings is not None:
+            await siblings.open()
     except Exception as error:
         if on_failure is not None:
             on_failure(error)

@@ -28,6 +28,8 @@ LONGEST_PAUSE = 30.0
 """Seconds before a worker is started that died young again and again, at most."""
 SPARE_SECONDS = 5.0
 """That a worker may take, after its drain, to write what it holds; then it is killed."""
+LONGEST_FOLDER = 80
+"""Bytes of the path of temporary files, beyond which the workers' sockets are in ``/tmp``."""
 
 Cards = list[dict[str, Any]]
 
@@ -81,7 +83,7 @@ class Workers:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        with tempfile.TemporaryDirectory(prefix="sluice-") as folder:
+        with tempfile.TemporaryDirectory(prefix="sluice-", dir=_near()) as folder:
             self._folder = folder
             try:
                 while not self._stopping and self._parent_lives():
@@ -241,6 +243,12 @@ class Workers:
             well = well and worker.process.returncode == 0
             self._forget(worker)
         return well
+
+
+def _near() -> str:
+    """Return where a folder is made whose path leaves room for the name of a socket: a system takes 107 bytes."""
+    usual = tempfile.gettempdir()
+    return usual if len(os.fsencode(usual)) <= LONGEST_FOLDER else "/tmp"
 
 
 def _read(stream: IO[bytes]) -> bytes:

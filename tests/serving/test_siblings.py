@@ -7,7 +7,10 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipelines.release.example import example_bundle
+from serving.app import create_app
 from serving.monitoring import Metrics
+from serving.settings import Settings
 from serving.siblings import Place, Siblings, merged
 from serving.stages import Stages
 
@@ -82,3 +85,24 @@ def test_a_worker_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
         return loop.time() - begin
 
     assert asyncio.run(run()) < 10
+
+
+def test_a_worker_that_others_can_not_reach_is_not_ready(tmp_path: Path) -> None:
+    """Or it would say that it is ready, and end before it listens, again and again."""
+    bundle = example_bundle(tmp_path / "bundle")
+    ready: list[object] = []
+    failed: list[Exception] = []
+    app = create_app(
+        Settings(model=(str(bundle.directory),)),
+        on_ready=ready.append,
+        on_failure=failed.append,
+        place=Place(0, 2, tmp_path / "gone"),
+    )
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            pass
+
+    asyncio.run(run())
+    assert [type(error) for error in failed] == [FileNotFoundError]
+    assert not ready

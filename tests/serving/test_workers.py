@@ -9,12 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from serving import workers
 from serving.settings import Settings
+from serving.siblings import Place
 from serving.workers import Workers
 
 READY = json.dumps({"cards": []}).encode() + b"\n"
@@ -118,3 +121,16 @@ def test_the_signal_is_passed_on_as_it_came(supervised: Supervised) -> None:
     supervised._supervisor._stop(signal.SIGINT, None)
     assert not supervised._supervisor._end()  # Python without a handler ends with a KeyboardInterrupt
     assert supervised.process.returncode == -signal.SIGINT
+
+
+def test_sockets_have_short_names_wherever_temporary_files_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path, tmp_path / ("long" * 30)):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        with (
+            tempfile.TemporaryDirectory(prefix="sluice-", dir=workers._near()) as made,
+            socket.socket(socket.AF_UNIX) as one,
+        ):
+            one.bind(str(Place(63, 64, Path(made)).socket(63)))
