@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ctr_models.errors import ConfigError
+from serving.logs import masked
 
 Row = tuple[str, dict[str, Any]]
 """The name of a table, and values by column."""
@@ -163,7 +164,7 @@ class Database:
         except sa.exc.ArgumentError:
             raise ConfigError("not the URL of a database", where="events_url", remedy=_KNOWN) from None
         kind = parsed.get_backend_name()
-        self.name = parsed.render_as_string(hide_password=True)
+        self.name = masked(parsed.render_as_string(hide_password=True))
         self._lock_seconds = lock_seconds
         self._path: Path | None = None
         self._inode: tuple[int, int] | None = None

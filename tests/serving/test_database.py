@@ -121,6 +121,7 @@ def test_a_vanished_file_is_noticed_and_not_made_anew(database: Database, path: 
     [
         ("events.db", "not the URL of a database"),
         ("mysql://u:secret@host/x", r"mysql://u:\*\*\*@host/x' is no database for events"),
+        ("mysql://host/x?password=secret", r"mysql://host/x\?password=\*\*\*' is no database for events"),
         ("sqlite://", "is no database for events"),
     ],
 )
