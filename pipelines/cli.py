@@ -6,11 +6,13 @@ import errno
 import os
 import sys
 import traceback
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
 # MLflow reports its use to its makers unless told not to; users' logs are not ours to talk about.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -27,11 +29,27 @@ _PLACES = {
 }
 """What the operating system says of a place that can't be used: its user can put that right."""
 
+_ROAD = (
+    *("demo", "data", "init", "config", "features", "train", "compare", "gates", "models", "promote", "score"),
+    *("materialize", "serve", "keys", "events", "experiments", "bench"),
+)
+"""The commands in the order in which they are met."""
+
+
+class _Commands(TyperGroup):
+    """Lists commands along the road; those of other packages come last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(
+            super().list_commands(ctx), key=lambda name: _ROAD.index(name) if name in _ROAD else len(_ROAD)
+        )
+
 
 def build_app() -> typer.Typer:
     """Return the application with the subcommands of every installed distribution."""
     app = typer.Typer(
         name="sluice",
+        cls=_Commands,
         help="From click logs to ranked answers, and which gate makes them better.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -40,9 +58,24 @@ def build_app() -> typer.Typer:
         epilog="Exit codes: 0 done; 1 a bar was missed, or a check failed; 2 a mistake in what was given, told in "
         "one line; 3 an error of Sluice's own.",
     )
+    app.callback()(_options)
     for point in sorted(entry_points(group="sluice.commands"), key=lambda p: p.name):
         point.load()(app)
     return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sluice {version('sluice')}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import importlib.util
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from ctr_models.errors import DataError
 from pipelines import cli
@@ -43,6 +45,13 @@ def test_exit_codes_tell_a_missed_bar_from_a_mistake_and_from_a_bug(
         cli.main()
     assert caught.value.code == code
     assert told in capsys.readouterr().err
+
+
+def test_the_version_and_the_commands_along_the_road() -> None:
+    shown = CliRunner().invoke(cli.build_app(), ["--version"])
+    assert (shown.exit_code, shown.stdout) == (0, f"sluice {version('sluice')}\n")
+    commands = typer.main.get_command(cli.build_app()).list_commands(None)  # type: ignore[attr-defined]
+    assert commands[: len(cli._ROAD)] == list(cli._ROAD)
 
 
 def test_modules_of_the_folder_where_one_works_are_found_but_hide_no_others(
