@@ -224,6 +224,6 @@ def _add_routes(app: FastAPI) -> None:
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     request.app.state.metrics.errors.labels(error.problems[0].type).inc()
-    if error.status == 503:
+    if error.status in (503, 504):
         request.state.unserved = True
     return refusal(error, request.scope)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -126,6 +126,9 @@ class Admit:
         state = scope["state"]
         try:
             await self.app(scope, receive, send)
+        except ClientDisconnect:
+            state["unserved"] = True
+            raise
         finally:
             intake.in_hand -= 1
             if "read" in state:

@@ -45,6 +45,7 @@ class Slot:
     problem: str = ""
     seen: object = None
     refused: object = None
+    refusal: str = ""
     failures: int = 0
     again: float = field(default=0.0, repr=False)
 
@@ -163,6 +164,7 @@ class Models:
             slot.problem, slot.refused, slot.failures = "", None, 0
             return
         if found == slot.refused and time.monotonic() < slot.again:
+            slot.problem = slot.refusal  # a store that could not be reached may have been told of meanwhile
             return
         try:
             scorer = await self._aside(self._scorer_of, slot.source)
@@ -201,6 +203,7 @@ class Models:
 
     def _refuse(self, slot: Slot, error: Exception) -> None:
         self._tell(slot, error)
+        slot.refusal = slot.problem
         self._on_refusal(slot.name, slot.problem)
 
     def _tell(self, slot: Slot, error: Exception) -> None:

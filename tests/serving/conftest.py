@@ -23,6 +23,7 @@ from serving import redis_features, snapshot_features
 from serving.app import create_app
 from serving.connections import protocol
 from serving.database import ASSIGNMENTS, EVENTS, Database
+from serving.pace import Pace
 from serving.settings import Settings
 from tests.serving.stored_log import LOG, SPEC
 from tests.serving.waiting import until
@@ -139,6 +140,19 @@ def stored_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         golden=LOG.head(8).drop("liked", "hours", strict=False),
         created=datetime(2026, 1, 1, tzinfo=UTC),
     )
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each request that left counts for the pace."""
+    told, leave = list[bool](), Pace.leave
+
+    def noted(self: Pace, now: float, *, served: bool = True) -> None:
+        told.append(served)
+        leave(self, now, served=served)
+
+    monkeypatch.setattr(Pace, "leave", noted)
+    return told
 
 
 @pytest.fixture

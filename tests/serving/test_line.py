@@ -86,7 +86,7 @@ def held(
 
 
 @pytest.mark.parametrize("path", ["/v1/score", "/v1/score:batch"])
-def test_who_does_not_wait_is_not_computed(held: Held, path: str) -> None:
+def test_who_does_not_wait_is_not_computed(held: Held, path: str, served: list[bool]) -> None:
     first = held.send(held.asked(1))
     until(lambda: held.begun == [1])
     second, third = held.send(held.asked(2, path)), held.send(held.asked(3, path))
@@ -95,6 +95,7 @@ def test_who_does_not_wait_is_not_computed(held: Held, path: str) -> None:
     held.gate.set()
     assert first.recv(100).startswith(b"HTTP/1.1 200") and third.recv(100).startswith(b"HTTP/1.1 200")
     assert held.begun == [1, 3]
+    assert sorted(served) == [False, True, True]
     assert held.left() == ["r1", "r3"]
     assert held.told('sluice_errors_total{reason="gone"} 1.0')
     assert held.told(f'sluice_requests_total{{route="{path}",status="499"}} 1.0')

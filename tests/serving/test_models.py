@@ -152,6 +152,12 @@ def test_a_refused_bundle_is_not_loaded_again_at_once_and_a_lost_folder_is_told(
         for _ in range(3):
             await models.refresh()
         assert len(refusals) == 1
+        away = link.rename(tmp_path / "away")
+        await models.refresh()
+        assert "no bundle here any more" in models.status()[0]["problem"]
+        away.rename(link)
+        await models.refresh()
+        assert models.status()[0]["problem"] == refusals[0]
         link.unlink()
         await models.refresh()
         assert "no bundle here any more" in models.status()[0]["problem"]

@@ -172,6 +172,12 @@ def test_a_late_batch_is_told_so_request_by_request(client: TestClient) -> None:
     assert [r["status"] for r in reply.json()["replies"]] == [504, 504]
 
 
+def test_only_what_was_served_tells_how_much_can_be(client: TestClient, served: list[bool]) -> None:
+    for deadline in ("10000", "0.001", "10000"):
+        client.post("/v1/score", json=asked(1), headers={"X-Deadline-Ms": deadline})
+    assert served == [True, False, True]
+
+
 def test_a_rate_counts_every_request_of_a_batch(folder: Path, ready: Callable[[TestClient], TestClient]) -> None:
     token, key = new_key({"score"}, rate=0.1, burst=10)
     KeyFile(keys=(key,)).write(folder / "keys.json")
