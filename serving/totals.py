@@ -161,11 +161,15 @@ def _query(span: Span, arms: Sequence[str]) -> sa.Select[Any]:
         .subquery("units")
     )
     counted = credited(span, arms)
+    # Sorted by unit, and each unit's few events once: a set of them all would be a search for each.
+    once = counted.c.exposure_id.concat(" ").concat(counted.c.place)
     came = (
         sa.select(
             counted.c.unit,
-            sa.func.sum(sa.case((counted.c.type == "click", 1), else_=0)).label("clicks"),
-            sa.func.sum(sa.case((counted.c.type == "conversion", 1), else_=0)).label("conversions"),
+            *(
+                sa.func.count(sa.case((counted.c.type == kind, once)).distinct()).label(f"{kind}s")
+                for kind in ("click", "conversion")
+            ),
         )
         .group_by(counted.c.unit)
         .subquery("came")
@@ -191,6 +195,8 @@ def credited(
 ) -> sa.Subquery:
     """Select the unit, exposure and place that each event counts for: a candidate's number, or ``item`` and id.
 
+    Of two events of one place there are two rows.
+
     Args:
         span, arms: what counts.
         requests, units: of the events that are asked for; None: all.
@@ -204,7 +210,7 @@ def credited(
             named = events.c.request_id if by_request else events.c.unit
             query = query.where(sa.func.coalesce(named.in_(among), sa.false()))
         ways.append(query)
-    return sa.union(*ways).subquery("credited")
+    return sa.union_all(*ways).subquery("credited")
 
 
 def _credited(span: Span, arms: Sequence[str], *, by_request: bool) -> sa.Select[Any]:
