@@ -288,7 +288,7 @@ def _chooses(experiment: Experiment) -> bool:
 
 
 def _check_layer(experiment: Experiment, others: Iterable[Experiment], now: datetime) -> None:
-    """Refuse parts of a layer that overlap while both run."""
+    """Refuse parts of a layer that overlap, or are parts of different units, while both run."""
     mine = experiment.online
     assert mine is not None
     for other in others:
@@ -296,7 +296,14 @@ def _check_layer(experiment: Experiment, others: Iterable[Experiment], now: date
         if other.name == experiment.name or theirs is None or mine.layer is None or theirs.layer is None:
             continue
         one, two = mine.layer, theirs.layer
-        if one.name == two.name and one.start < two.stop and two.start < one.stop and _meet(mine, theirs, now):
+        if one.name != two.name or not _meet(mine, theirs, now):
+            continue
+        if mine.unit != theirs.unit:  # a request may then be in both
+            raise Conflict(
+                f"{other.name!r} deals layer {two.name!r} by {theirs.unit!r}, not by {mine.unit!r}; "
+                "take the same unit or another layer"
+            )
+        if one.start < two.stop and two.start < one.stop:
             raise Conflict(
                 f"{other.name!r} has {two.start:g} to {two.stop:g} of layer {two.name!r}; take another part or time"
             )

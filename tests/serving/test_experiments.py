@@ -101,6 +101,17 @@ def test_parts_of_a_layer_must_not_overlap_in_time(kept: Experiments) -> None:
     kept.put(experiment("d", layer={**second, "start": 0.6}, ends=NOW + timedelta(days=5)), at=NOW)
 
 
+def test_a_layer_is_dealt_by_one_kind_of_unit(kept: Experiments) -> None:
+    first, second = ({"name": "ranking", "start": at, "stop": at + 0.5} for at in (0.0, 0.5))
+    kept.put(experiment("a", layer=first), at=NOW)
+    refused = r"'a' deals layer 'ranking' by 'user_id', not by 'session'; take the same unit or another layer"
+    with pytest.raises(Conflict, match=refused):
+        kept.put(experiment("b", layer=second, unit="session"), at=NOW)
+    kept.put(experiment("b", layer=second), at=NOW)
+    dealt = [kept.router.assign({"user_id": i, "session": 7 * i}, at=NOW) for i in range(100)]
+    assert {len(one) for one in dealt} == {1} and {one[0].experiment for one in dealt} == {"a", "b"}
+
+
 def test_two_experiments_never_choose_the_model_of_one_request(kept: Experiments) -> None:
     kept.put(experiment("a", layer={"name": "one"}, model="clicks"), at=NOW)
     for online in ({}, {"layer": {"name": "two"}}, {"model": "clicks"}):
