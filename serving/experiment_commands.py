@@ -157,15 +157,17 @@ def _print(found: Results, screen: object) -> None:
     assert isinstance(screen, Console)
     began = "not begun" if found.since is None else f"since {found.since:%Y-%m-%d %H:%M} UTC"
     screen.print(f"[bold]{found.experiment}[/] version {found.version}, {found.state}, this stage {began}")
-    arms = Table(box=None, header_style="bold", pad_edge=False)
-    names = ["arm", "share", "units", "requests", "shown", "clicks", "ctr", "conversions", "conversion_rate"]
-    _columns(arms, *names)
+    arms, rates = (Table(box=None, header_style="bold", pad_edge=False) for _ in range(2))  # one is too wide
+    _columns(arms, "arm", "share", "units", "requests", "shown")
+    _columns(rates, "arm", "clicks", "ctr", "conversions", "conversion_rate")
     for arm in found.arms:
         share = arm.role if arm.share is None else "paused" if arm.paused else f"{arm.share:.1%}"
         counts = [f"{count:,}" for count in (arm.units, arm.requests, arm.shown)]
-        rates = [f"{arm.clicks:,}", _shown(arm.ctr), f"{arm.conversions:,}", _shown(arm.conversion_rate)]
-        arms.add_row(f"{arm.name} (control)" if arm.role == "control" else arm.name, share, *counts, *rates)
+        arms.add_row(f"{arm.name} (control)" if arm.role == "control" else arm.name, share, *counts)
+        clicked = f"{arm.clicks:,}", _shown(arm.ctr)
+        rates.add_row(arm.name, *clicked, f"{arm.conversions:,}", _shown(arm.conversion_rate))
     screen.print(arms)
+    screen.print(rates)
     if found.estimated:
         rankings = Table(box=None, header_style="bold", pad_edge=False)
         _columns(rankings, "arm", "random order, requests", "off_policy_ctr")
