@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ctr_models.errors import ConfigError
 from serving.logs import masked
+from serving.silence import Silence
 
 Row = tuple[str, dict[str, Any]]
 """The name of a table, and values by column."""
@@ -123,6 +124,9 @@ events = sa.Table(
 )
 
 
+SILENT_SECONDS = 5.0
+"""That a server may take to write rows, before it is taken for gone; to read some it may take thrice as long."""
+_silence = Silence()
 REMEDY = "give --events the database that the server writes"
 """Of commands whose database can't be read."""
 
@@ -216,7 +220,7 @@ class Database:
                 raise Unfit(f"no such table: {table}")
             by_table.setdefault(table, []).append(values)
         try:
-            with self.engine.begin() as connection:
+            with self.engine.begin() as connection, self._waiting(connection, SILENT_SECONDS):
                 for name in sorted(by_table):  # always in one order: two writers can't wait for each other
                     statement = self._insert(metadata.tables[name]).on_conflict_do_nothing()
                     connection.execute(statement, _filled(metadata.tables[name], by_table[name]))
@@ -283,7 +287,7 @@ class Database:
         Raises:
             Unavailable: it can't be reached now.
         """
-        with self.reading() as connection:
+        with self.reading() as connection, self._waiting(connection, 3 * SILENT_SECONDS):
             return list(connection.execute(query).all())
 
     def size(self) -> int:
@@ -333,6 +337,12 @@ class Database:
     def close(self) -> None:
         """Let go of the connections."""
         self.engine.dispose()
+
+    def _waiting(self, connection: sa.Connection, seconds: float) -> AbstractContextManager[None]:
+        """Hang up on a server that is silent for so long: it looks after its own timeouts only while it runs."""
+        if self._path is not None:
+            return nullcontext()
+        return _silence.limit(connection.connection.driver_connection, seconds)
 
     @contextmanager
     def _connected(self) -> Iterator[sa.Connection]:

@@ -109,7 +109,7 @@ class EventStore:
         self._oldest = time.time()  # of what waits in the spool
         self._closing = self._created = False
         self._reason = self._full = self._stuck = ""
-        self._retry_at = 0.0
+        self._retry_at = self._tried = 0.0
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
         self._thread.start()
 
@@ -305,6 +305,7 @@ class EventStore:
         return refused
 
     def _insert(self, rows: Sequence[Row]) -> None:
+        self._tried = time.monotonic()
         if not self._created:
             self.database.create()
             self._created = True
@@ -316,7 +317,9 @@ class EventStore:
         if not self._reason:
             log.error("the database can't be written, rows go to the spool: %s", error)
         self._reason = f"the database can't be written: {error}"
-        self._retry_at = time.monotonic() + self._retry_seconds
+        # Who waits for rows to be kept waits for a try, too: the longer one takes, the fewer there are.
+        now = time.monotonic()
+        self._retry_at = now + max(self._retry_seconds, 5 * (now - self._tried))
 
     def _spools(self) -> list[Spool]:
         return [spool for spool in (*self._left, self._own) if spool.pending]

@@ -191,6 +191,19 @@ class PostgresServer:
                         time.sleep(0.01)
             self._process = None
 
+    def pause(self) -> None:
+        """Let it hang: connections stay, nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        for process in (main := psutil.Process(self._process.pid), *main.children(recursive=True)):
+            process.send_signal(number)
+
     def url(self, database: str) -> str:
         """The address of a database."""
         return f"postgresql://sluice@127.0.0.1:{self.port}/{database}"

@@ -22,7 +22,8 @@ import pytest
 import sqlalchemy as sa
 
 from pipelines.experiments.experiment import Arm
-from serving.database import EVENTS, Database, Row, assignments, events, exposures, metadata
+from serving import database as database_module
+from serving.database import EVENTS, Database, Row, Unavailable, assignments, events, exposures, metadata
 from serving.events import EventStore, NotStored, assigned, exposure
 from serving.export import export
 from serving.router import Assignment
@@ -281,6 +282,42 @@ def test_other_folders_beside_the_spools_are_left_alone(path: Path) -> None:
     with opened(path) as store:
         store.submit([click("a")]).result()
     assert stored(path) == ["a"]
+
+
+def test_a_server_that_hangs_is_taken_for_gone(
+    postgres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "SILENT_SECONDS", 0.5)
+    with EventStore(Database(postgres.new_database()), tmp_path / "spool", retry_seconds=0.05) as store:
+        store.submit([click("a")]).result()
+        postgres.pause()
+        try:
+            store.submit([click("b")]).result(timeout=20)
+            assert store.status.state == "buffering"
+        finally:
+            postgres.resume()
+        until(lambda: store.status.state == "ready")
+        assert sorted(row.event_id for row in store.database.rows(sa.select(events.c.event_id))) == ["a", "b"]
+
+
+def test_who_asks_is_not_kept_waiting_by_looks_at_a_database_that_is_slow_to_fail(path: Path) -> None:
+    with opened(path) as store:
+        store.submit([click("first")]).result()
+
+        def slow(rows: Any) -> None:
+            time.sleep(0.2)
+            raise Unavailable("no answer")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store.database, "insert", slow)
+            took = []
+            for i in range(100):
+                begin = time.monotonic()
+                store.submit([click(f"e{i}")]).result()
+                took.append(time.monotonic() - begin)
+                time.sleep(0.01)
+        assert sum(one > 0.1 for one in took) < 10, took
+        until(lambda: store.status.state == "ready")
 
 
 def test_tables_that_vanish_are_made_anew(postgres: Any, tmp_path: Path) -> None:
