@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from ctr_models.errors import ArtifactError
-from pipelines.features.online import overlaid
+from pipelines.features.overlay import overlaid
 from serving.database import ASSIGNMENTS, EXPOSURES, Database, Row, Unavailable, Unfit
 from serving.router import Assignment, order, unit_text
 from serving.schemas import ModelCard

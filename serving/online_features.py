@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.features.online import CandidateColumns, overlaid
+from pipelines.features.online import CandidateColumns
+from pipelines.features.overlay import overlaid
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.stored import Stored
 from serving.schemas import Missing, StoredFeatures

@@ -14,7 +14,8 @@ import numpy as np
 from starlette.requests import ClientDisconnect
 
 from ctr_models.errors import RequestError
-from pipelines.features.online import CandidateColumns, overlaid
+from pipelines.features.online import CandidateColumns
+from pipelines.features.overlay import overlaid
 from serving.batching import Batcher, Encoded, Gone, Late, Overloaded
 from serving.line import Line
 from serving.models import Models

@@ -14,7 +14,7 @@ import numpy as np
 
 from ctr_models.errors import ConfigError, RequestError
 from pipelines.experiments.experiment import Arm
-from pipelines.features.online import overlaid
+from pipelines.features.overlay import overlaid
 from serving.analysis import LiveResults
 from serving.batching import Batcher, Late, Overloaded
 from serving.database import Database, Row, Unavailable

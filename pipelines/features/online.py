@@ -21,6 +21,7 @@ from ctr_models.schema import Schema
 from pipelines.features.canonical import DTYPES, MAX_TEXT, Type, canonical, canonical_series
 from pipelines.features.crosses import Hashed, cross_keys, part_type
 from pipelines.features.encoders import MISSING, UNKNOWN, standardise, user_ids
+from pipelines.features.overlay import overlaid
 from pipelines.features.spec import Column, Standard, Vocabulary
 from pipelines.features.state import FeatureState, Table
 from pipelines.features.transform import repeat, take
@@ -59,19 +60,6 @@ class CandidateColumns(Sequence[Mapping[str, Any]]):
         """Return a candidate as a row."""
         place = range(self.size)[index]
         return {name: values[place] for name, values in self.columns.items()}
-
-
-def overlaid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return two parts of a request as one; the second wins where it gives a value, which null is not.
-
-    Example:
-        >>> overlaid({"city": "Graz", "age": 40}, {"city": None, "age": 41, "shop": None})
-        {'city': 'Graz', 'age': 41, 'shop': None}
-    """
-    whole = {**under, **over}
-    if NoneType in map(type, over.values()):
-        whole |= {name: under[name] for name, value in over.items() if value is None and name in under}
-    return whole
 
 
 class OnlineEncoder:
