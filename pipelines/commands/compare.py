@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands.options import Config, Override
 from pipelines.commands.result import Json, write_json
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command(epilog=EPILOG)
     def compare(
-        config: Annotated[Path | None, typer.Option("--config", "-c", help="ctr.yaml.")] = None,
+        config: Config = None,
         arm: Annotated[
             list[str] | None,
             typer.Option(
@@ -52,10 +53,7 @@ def register(app: typer.Typer) -> None:
         name: Annotated[
             str, typer.Option(help="Of the experiment; its folder under <workdir>/experiments.")
         ] = "compare",
-        override: Annotated[
-            list[str] | None,
-            typer.Option("--override", "-o", help="key.sub=value, repeatable."),
-        ] = None,
+        override: Override = None,
         report: Annotated[
             Path | None, typer.Option(help="HTML report. Default: report.html in the experiment's folder.")
         ] = None,

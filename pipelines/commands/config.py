@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from pipelines.commands.options import Config, Override
 
 
 def register(app: typer.Typer) -> None:
@@ -18,12 +19,8 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    config: Annotated[
-        Path | None, typer.Option("-c", "--config", help="The file; defaults alone without it.")
-    ] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("-o", "--override", help="key.sub=value, repeatable.")
-    ] = None,
+    config: Config = None,
+    override: Override = None,
     full: Annotated[bool, typer.Option("--full", help="Print every setting, defaults included.")] = False,
 ) -> None:
     """Check every key and value of a configuration; exit code 2 and one line say what is wrong."""

@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands.options import Config, Override
 from pipelines.commands.result import Json, write_json
 
 if TYPE_CHECKING:
     from pipelines.features.guess import Proposal
     from pipelines.features.prepare import EncodedData
-
-_Config = Annotated[Path | None, typer.Option("-c", "--config", help="The run's configuration.")]
-_Override = Annotated[
-    list[str] | None, typer.Option("-o", "--override", help="key.sub=value, repeatable; values are YAML.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -74,7 +70,7 @@ def init(
     write_json(json_path, {"config": str(out), **_proposal_json(proposal)})
 
 
-def features(config: _Config = None, override: _Override = None, json_path: Json = None) -> None:
+def features(config: Config = None, override: Override = None, json_path: Json = None) -> None:
     """Validate, fit and encode the data of a configuration; an earlier result for the same bytes is reused."""
     import time
 

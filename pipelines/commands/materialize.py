@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.commands.options import Config, Override
 from pipelines.commands.result import Json, write_json
 
 
@@ -22,10 +23,8 @@ def register(app: typer.Typer) -> None:
 
 
 def materialize(
-    config: Annotated[Path | None, typer.Option("-c", "--config", help="The run's configuration.")] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("-o", "--override", help="key.sub=value, repeatable; values are YAML.")
-    ] = None,
+    config: Config = None,
+    override: Override = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write a snapshot: a folder that servers map into memory.")
     ] = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands.options import Config, Override
 from pipelines.commands.result import Json, write_json
 
 if TYPE_CHECKING:
@@ -44,12 +45,8 @@ def register(app: typer.Typer) -> None:
 
 
 def train_command(
-    config: Annotated[
-        Path | None, typer.Option("-c", "--config", help="The run's ctr.yaml; the built-in click world without it.")
-    ] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("-o", "--override", help="key.sub=value, repeatable.")
-    ] = None,
+    config: Config = None,
+    override: Override = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Folder of a run that was broken off; it goes on from there.")
     ] = None,
