@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.commands.options import TrackingUri
 from serving import event_commands, experiment_commands, key_commands
 
 _PAGE = """# Settings of the server
@@ -43,25 +44,32 @@ def serve(
             help="models:/name@alias, models:/name/version, or a bundle's path; repeatable, as slot=model.",
         ),
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any. [default: 8000]")] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store. [default: the one under runs]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any.", show_default="8000")] = None,
+    tracking_uri: TrackingUri = None,
     features: Annotated[
-        str | None, typer.Option(help="Online feature store: a snapshot's folder, or redis://host:6379/0.")
+        str | None,
+        typer.Option(
+            help="Online feature store: a snapshot's folder, or redis://host:6379/0.", show_default="none"
+        ),
     ] = None,
     events: Annotated[
         str | None,
         typer.Option(
-            help="Database of exposures, events and experiments: sqlite:///file.db, postgresql://, or none. "
-            "[default: sqlite:///runs/events.db]"
+            help="Database of exposures, events and experiments: sqlite:///file.db, postgresql://, or none.",
+            show_default="sqlite:///runs/events.db",
         ),
     ] = None,
-    keys: Annotated[Path | None, typer.Option(help="JSON file of API keys. [default: everyone may score]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that share the port. [default: 1]")] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Forward passes at once in each, a core each. [default: 1]")
+    keys: Annotated[
+        Path | None, typer.Option(help="JSON file of API keys.", show_default="everyone may score")
     ] = None,
-    max_candidates: Annotated[int | None, typer.Option(help="Most candidates a request. [default: 2000]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that share the port.", show_default="1")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Forward passes at once in each, a core each.", show_default="1")
+    ] = None,
+    max_candidates: Annotated[
+        int | None, typer.Option(help="Most candidates a request.", show_default="2000")
+    ] = None,
     parent: Annotated[
         int | None, typer.Option(help="End when this parent process does, even if it is killed.")
     ] = None,

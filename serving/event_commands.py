@@ -45,7 +45,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="Folder of the partitions, one a day.")] = Path("runs/logs"),
     day: Annotated[
         list[datetime] | None,
-        typer.Option(formats=["%Y-%m-%d"], help="A day in UTC; repeatable. [default: all not yet final]"),
+        typer.Option(formats=["%Y-%m-%d"], help="A day in UTC; repeatable.", show_default="all not yet final"),
     ] = None,
     window_hours: Annotated[
         float, typer.Option(min=0.01, max=24 * 90, help="Events count so long after the exposure.")

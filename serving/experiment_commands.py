@@ -50,7 +50,9 @@ def results(
             help="sequential holds however often one looks; fixed for one look at a moment set beforehand."
         ),
     ] = "sequential",
-    at: Annotated[datetime | None, typer.Option(help="As it stood at this time, in UTC. [default: now]")] = None,
+    at: Annotated[
+        datetime | None, typer.Option(help="As it stood at this time, in UTC.", show_default="now")
+    ] = None,
     window_hours: Annotated[
         float, typer.Option(min=0.01, max=24 * 90, help="Events count so long after the exposure.")
     ] = 24.0,

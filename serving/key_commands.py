@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 def new(
     file: KeysFile,
     scopes: Annotated[str, typer.Option(help="Comma-separated, of score, events, admin.")] = "score",
-    rate: Annotated[float | None, typer.Option(help="Requests a second on average. [default: any]")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second on average.", show_default="any")] = None,
     burst: Annotated[int, typer.Option(help="Requests at once beyond the rate.")] = 10,
     expires: Annotated[datetime | None, typer.Option(help="From when on it is worth nothing, in UTC.")] = None,
     note: Annotated[str, typer.Option(help="What it is for.")] = "",

@@ -141,6 +141,8 @@ def test_the_help_of_a_command_is_whole(name: str, command: Any) -> None:
         _check(example)
     bare = [option.opts[0] for option in command.params if option.param_type_name == "option" and not option.help]
     assert not bare, "options that nothing is said of"
+    for text in (command.help, command.epilog, *(getattr(option, "help", None) for option in command.params)):
+        assert not re.search(r"\[[a-z]", text or ""), f"Rich takes [text] for markup and hides it: {text}"
 
 
 def test_every_command_stands_in_a_document() -> None:
@@ -170,6 +172,14 @@ def test_the_page_of_the_servers_settings_is_current() -> None:
     shown = CliRunner().invoke(build_app(), ["serve", "--settings"])
     assert shown.exit_code == 0
     assert (ROOT / "docs" / "server-settings.md").read_text(encoding="utf-8") == shown.stdout, "run make docs"
+
+
+def test_the_help_of_serve_names_the_defaults_of_the_settings() -> None:
+    shown = {option.name: option.show_default for option in _find(["serve"]).params}
+    defaults = {name: field.default for name, field in Settings.model_fields.items() if name in shown}
+    told = {name: str(value) for name, value in defaults.items() if isinstance(value, int | str)}
+    assert {"host", "port", "workers", "threads", "max_candidates"} <= set(told)
+    assert told == {name: shown[name] for name in told}
 
 
 def test_settings_that_the_pages_name_exist() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands.options import TrackingUri
 from pipelines.commands.result import Json, write_json
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     from pipelines.release.promotion import Decision
     from pipelines.release.registry import Release
-
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow store. [default: the one under runs]")]
 
 
 def register(app: typer.Typer) -> None:

@@ -28,8 +28,8 @@ def main(
     bundle: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A bundle, repeatable. [default: untrained ones, FinalMLP of Frappe's ten fields, GDCN of 39, and "
-            "DIN with lists and a history]"
+            help="A bundle, repeatable.",
+            show_default="untrained ones: FinalMLP of Frappe's ten fields, GDCN of 39, DIN with histories",
         ),
     ] = None,
     json: JsonPath = None,

@@ -46,7 +46,8 @@ PATH = "/v1/score"
 
 def main(
     bundle: Annotated[
-        Path | None, typer.Option(help="What is served. [default: an untrained FinalMLP of Frappe's ten fields]")
+        Path | None,
+        typer.Option(help="What is served.", show_default="an untrained FinalMLP of Frappe's ten fields"),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.3, help="Of overload; the other parts take a sixth each.")] = 60.0,
     times: Annotated[float, typer.Option(min=1.0, help="The overload, in capacities.")] = 4.0,

@@ -56,12 +56,12 @@ def main(
     bundle: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A bundle, repeatable: the first is the small model, the last the large one. [default: untrained "
-            "ones, FinalMLP of Frappe's ten fields and GDCN of 39]"
+            help="A bundle, repeatable: the first is the small model, the last the large one.",
+            show_default="untrained ones, FinalMLP of Frappe's ten fields and GDCN of 39",
         ),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each cell, a warm-up of a fifth not counted.")] = 5.0,
-    clients: Annotated[list[int] | None, typer.Option(help="Repeatable. [default: 1, 8, 64]")] = None,
+    clients: Annotated[list[int] | None, typer.Option(help="Repeatable.", show_default="1, 8, 64")] = None,
     mlflow: Annotated[bool, typer.Option(help="Compare with mlflow models serve.")] = True,
     int8: Annotated[
         bool, typer.Option(help="Let the server compute the layers in eight bits that the bundle names.")
