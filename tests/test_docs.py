@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from pipelines.cli import build_app
-from pipelines.config import parse_config
+from pipelines.config import load_config, parse_config
 from pipelines.datasets.base import check_options
 from pipelines.training.recipes import make_recipe
 from serving.settings import Settings
@@ -115,6 +116,17 @@ def _check(line: str) -> Any:
 def test_commands_to_run_exist_with_their_options(page: Path, line: str) -> None:
     command = _check(line)
     assert not isinstance(command, TyperGroup) or command.invoke_without_command, f"does nothing: {line}"
+
+
+OVERRIDDEN = [(page, line) for page, line in TO_RUN if " -o " in line and " bench " not in line]
+
+
+@pytest.mark.parametrize(("page", "line"), OVERRIDDEN, ids=[f"{page.stem}: {line}" for page, line in OVERRIDDEN])
+def test_overrides_are_valid(page: Path, line: str) -> None:
+    given = list(pairwise(shlex.split(line, comments=True)))
+    file = ROOT / dict(given).get("-c", "ctr.yaml")
+    overrides = [value for option, value in given if option == "-o"]
+    check_options(load_config(file if file.is_file() else None, overrides).data)
 
 
 @pytest.mark.parametrize(("page", "line"), NAMED, ids=[f"{page.stem}: {line}" for page, line in NAMED])
