@@ -195,7 +195,7 @@ class Traffic:
             await self.store.record(rows)
         except (Overloaded, Late):
             pass  # who is served goes first
-        except (RequestError, NotStored) as error:
+        except Exception as error:  # whatever it is, nobody waits for it who could be told
             self._tell(arm.name, f"{assignment.experiment}, shadow arm {arm.name}: {error}")
 
     async def close(self) -> None:
