@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ctr_models.errors import ConfigError, RequestError
+from ctr_models.errors import ConfigError
 from pipelines.experiments.experiment import Arm
 from pipelines.features.overlay import overlaid
 from serving.analysis import LiveResults

@@ -14,7 +14,6 @@ from pipelines.release.example import example_bundle
 from serving.app import create_app
 from serving.settings import Settings
 
-
 ASKED = {"user": {"user_id": 7}, "context": {"hour": 9}, "candidates": [{"item_id": 1, "price": 2.0}]}
 
 
