@@ -100,7 +100,7 @@ def _experiment(
         return Experiment.load(path)
     if len(arms) < 2:
         raise ConfigError(
-            f"{len(arms)} arms; a comparison needs two",
+            f"a comparison needs two arms, got {len(arms)}",
             where="command line: --arm",
             remedy='for example --arm none --arm sigmoid2, or --arm base --arm "deep=model.cross_layers=5"',
         )

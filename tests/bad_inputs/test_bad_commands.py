@@ -98,8 +98,8 @@ LINES = [
     ("train --run a/b", "--run: 'a/b' can't name a folder. use letters, digits, - _ ."),
     (
         "compare -c ctr.yaml --arm none",
-        "command line: --arm: 1 arms; a comparison needs two. for example --arm none --arm sigmoid2, or --arm base "
-        '--arm "deep=model.cross_layers=5".',
+        "command line: --arm: a comparison needs two arms, got 1. for example --arm none --arm sigmoid2, or "
+        '--arm base --arm "deep=model.cross_layers=5".',
     ),
     (
         "compare -c ctr.yaml --arm none --arm sigmod2",

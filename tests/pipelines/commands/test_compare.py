@@ -76,7 +76,7 @@ def test_an_experiment_comes_from_a_file(config):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--arm", "none"], "command line: --arm: 1 arms; a comparison needs two"),
+        (["--arm", "none"], "command line: --arm: a comparison needs two arms, got 1"),
         (["--arm", "none", "--arm", "none"], "command line: arms appear twice: none"),
         (
             ["--arm", "a", "--arm", "b=train.epochs=3"],
