@@ -20,15 +20,7 @@ import sqlalchemy as sa
 from ctr_models.errors import DataError
 from pipelines.features.progress import steps
 from serving.analysis import stage
-from serving.database import (
-    PRUNES,
-    Database,
-    assignments,
-    events,
-    experiments,
-    exposures,
-    matches,
-)
+from serving.database import PRUNES, Database, assignments, events, experiments, exposures, matches
 from serving.experiments import Experiments, state
 from serving.export import SKEW, midnight, missing, stored_days
 from serving.totals import QUERY_SECONDS, micros
@@ -179,6 +171,15 @@ def prune(
     Raises:
         DataError: something of it is needed.
         Unavailable: the database can't be written now; what went is gone.
+
+    Example:
+        >>> import tempfile
+        >>> database = Database(f"sqlite:///{tempfile.mkdtemp()}/events.db")
+        >>> database.create()
+        >>> old = {"event_id": "e1", "time": 0, "received": 0, "type": "click"}
+        >>> database.insert([("sluice_events", old)])
+        >>> prune(database, plan(database, date(2000, 1, 1), exported=None)).events
+        1
     """
     what.check(database.name)
     done = Pruned()
@@ -224,6 +225,7 @@ class _Pace:
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
+        """Give a connection whose changes are made at the end; then let others write for as long."""
         with self._database.writing() as connection:
             begin = time.perf_counter()  # the lock is held from here on
             yield connection
