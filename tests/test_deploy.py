@@ -113,8 +113,19 @@ def test_no_service_sets_the_settings_of_the_server() -> None:
     assert pod()["enableServiceLinks"] is False
 
 
+def test_the_image_is_of_this_version() -> None:
+    (container,) = pod()["containers"]
+    assert container["image"] == f"sluice:{project()['version']}"
+    assert f" -t {container['image']} ." in (DEPLOY / "Containerfile").read_text()
+
+
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return found
+
+
 def test_the_image_holds_the_extras_that_settings_ask_for() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = project()["optional-dependencies"]
     (installed,) = re.findall(r"'\.\[(.+)\]'", (DEPLOY / "Containerfile").read_text())
     assert set(installed.split(",")) == set(extras) - {"cpu", "cuda", "test"}
 
