@@ -28,8 +28,10 @@ LONGEST_PAUSE = 30.0
 """Seconds before a worker is started that died young again and again, at most."""
 SPARE_SECONDS = 5.0
 """That a worker may take, after its drain, to write what it holds; then it is killed."""
+MEMORY = "/dev/shm"
+"""Where Linux keeps files in memory."""
 LONGEST_FOLDER = 80
-"""Bytes of the path of temporary files, beyond which the workers' sockets are in ``/tmp``."""
+"""Bytes of a path that is short enough for the workers' sockets."""
 
 Cards = list[dict[str, Any]]
 
@@ -83,7 +85,7 @@ class Workers:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        with tempfile.TemporaryDirectory(prefix="sluice-", dir=_near()) as folder:
+        with tempfile.TemporaryDirectory(prefix="sluice-", dir=_place()) as folder:
             self._folder = folder
             try:
                 while not self._stopping and self._parent_lives():
@@ -245,10 +247,16 @@ class Workers:
         return well
 
 
-def _near() -> str:
-    """Return where a folder is made whose path leaves room for the name of a socket: a system takes 107 bytes."""
-    usual = tempfile.gettempdir()
-    return usual if len(os.fsencode(usual)) <= LONGEST_FOLDER else "/tmp"
+def _place() -> str:
+    """Return where the folder that workers share is made.
+
+    In memory if that is to be had: a disk's page may be on its way to the disk when a request is to be counted. And
+    where the path leaves room for the name of a socket, of which a system takes 107 bytes.
+    """
+    for folder in (MEMORY, tempfile.gettempdir()):
+        if os.access(folder, os.W_OK | os.X_OK) and len(os.fsencode(folder)) <= LONGEST_FOLDER:
+            return folder
+    return "/tmp"
 
 
 def _read(stream: IO[bytes]) -> bytes:

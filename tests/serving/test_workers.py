@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,11 +104,15 @@ def test_a_pause_of_the_whole_machine_is_no_silence(supervised: Supervised) -> N
 
 def test_what_a_worker_tells_may_come_in_pieces(supervised: Supervised) -> None:
     told = json.dumps({"cards": [{"slot": "x" * 100_000}]}).encode() + b"\n\n"
-    for begin in range(0, len(told), 30_000):
-        assert not supervised._worker.ready
-        supervised.says(told[begin : begin + 30_000])
+    assert supervised.process.stdin is not None
+    writing = threading.Thread(target=os.write, args=(supervised.process.stdin.fileno(), told))
+    writing.start()  # more than a pipe holds, and than is read at once
+    pieces = 0
     while not supervised._worker.ready:
         supervised._supervisor._hear(30)
+        pieces += 1
+    writing.join()
+    assert pieces > 1
     assert supervised._worker.heard == b""
 
 
@@ -123,14 +129,15 @@ def test_the_signal_is_passed_on_as_it_came(supervised: Supervised) -> None:
     assert supervised.process.returncode == -signal.SIGINT
 
 
-def test_sockets_have_short_names_wherever_temporary_files_are(
+def test_workers_share_a_folder_in_memory_or_one_with_a_short_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert workers._place() == ("/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir())
+    monkeypatch.setattr(workers, "MEMORY", str(tmp_path / "none"))
     for folder in (tmp_path, tmp_path / ("long" * 30)):
         folder.mkdir(exist_ok=True)
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
-        with (
-            tempfile.TemporaryDirectory(prefix="sluice-", dir=workers._near()) as made,
-            socket.socket(socket.AF_UNIX) as one,
-        ):
-            one.bind(str(Place(63, 64, Path(made)).socket(63)))
+        made = Path(tempfile.mkdtemp(prefix="sluice-", dir=workers._place()))
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(str(Place(63, 64, made).socket(63)))
+        shutil.rmtree(made)
