@@ -90,7 +90,7 @@ def test_the_settings_are_valid_and_what_changes_is_below_a_mount(kind: str) -> 
         assert path is not None
         assert str(path) not in mounted(kind)
         assert {str(parent) for parent in path.parents} & mounted(kind)
-    assert "/tmp" in mounted(kind)  # where workers find each other; all else is read-only
+    assert "/tmp" in mounted(kind)  # all else is read-only
 
 
 def test_a_server_is_given_the_time_that_it_takes_to_drain() -> None:
