@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import shutil
@@ -58,6 +59,19 @@ def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     for operator in OPERATORS.values():
         every = tuple(replace(one, worth=lambda *_: True) for one in operator.implementations)
         monkeypatch.setattr(operator, "implementations", every)
+
+
+@pytest.fixture
+def process_as_it_was() -> Iterator[None]:
+    """Take back what a server changes of the process that it is started in: logging, and the end of a terminal."""
+    loggers = [logging.getLogger(name) for name in ("sluice", "uvicorn")]
+    kept = [(one.handlers, one.propagate, one.level) for one in loggers]
+    hangup = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, hangup)
+    for one, (handlers, propagate, level) in zip(loggers, kept, strict=True):
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,18 +17,7 @@ from serving.security import new_key
 from serving.settings import Settings
 from tests.serving.waiting import until
 
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    """Leave logging as it was."""
-    loggers = [logging.getLogger(name) for name in ("sluice", "uvicorn")]
-    kept = [(one.handlers, one.propagate, one.level) for one in loggers]
-    yield
-    for one, (handlers, propagate, level) in zip(loggers, kept, strict=True):
-        one.handlers, one.propagate = handlers, propagate
-        one.setLevel(level)
-
-
+pytestmark = pytest.mark.usefixtures("process_as_it_was")
 Captured = pytest.CaptureFixture[str]
 
 

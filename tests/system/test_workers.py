@@ -203,12 +203,13 @@ def test_a_worker_that_hangs_is_killed_and_replaced_and_one_that_is_busy_is_not(
 
 
 def test_a_rate_is_of_all_workers_together_and_the_end_of_a_terminal_drains_them(
-    bundle: Bundle, tmp_path: Path
+    bundle: Bundle, tmp_path: Path, process_as_it_was: None
 ) -> None:
     token, key = new_key({"score", "admin"}, rate=0.01, burst=12)
     watcher, other = new_key({"admin"})
     KeyFile(keys=(key, other)).write(tmp_path / "keys.json")
     keys = str(tmp_path / "keys.json")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the server inherits it; one under nohup would go on
     with served(bundle, tmp_path, "--workers", "2", "--keys", keys, "--events", "none") as server:
         server.headers = {"X-API-Key": watcher}
         until(lambda: server.process.poll() is not None or server.up() == 2)

@@ -281,7 +281,8 @@ def test_lists_are_encoded_as_their_elements_alone(how: dict, kind: str, element
     candidates += [{"many": [elements[i] for i in rng.integers(0, len(elements), n)]} for n in range(7)]
     found = encoder.encode({"many": common}, {}, candidates).ragged["many"]
     for i, candidate in enumerate(candidates):
-        given = candidate.get("many", common) or []
+        given = candidate.get("many")
+        given = common if given is None else given
         ids = encoder.encode({}, {}, [{"one": one} for one in given]).single[0]
         known = ids[ids != 0].tolist()
         wanted = known[-3:] if kind == "sequence" else known[:3]
