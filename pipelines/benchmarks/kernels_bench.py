@@ -11,6 +11,7 @@ import os
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,8 @@ def main(
     report.note(
         f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
+    if compiled:
+        _quieten()
     most = rows or (4096 if where == "cpu" else None)
     grid = [(one, sizes) for one in chosen for sizes in sizes_up_to(one, most)]
     with progress(Console(stderr=True), len(grid) + len(wanted)) as step:
@@ -121,6 +124,16 @@ def _named(words: str, known: list[str], what: str) -> list[str]:
                 f"no {what} {name!r}", where=f"--{what}s", remedy=nearest(name, [*known, "all", "none"])
             )
     return names
+
+
+def _quieten() -> None:
+    """Let torch.compile tune without telling of each choice, and of each definition that it compiles in two."""
+    import torch
+    from torch._inductor import select_algorithm
+
+    select_algorithm.PRINT_AUTOTUNE = False
+    torch._logging.set_logs(dynamo=logging.ERROR)
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated")
 
 
 def _processor() -> str:
@@ -151,8 +164,6 @@ def _operators(
     """Add the rows and figures of the operators, each on its grid."""
     import torch
 
-    # Where a definition asks how long histories are, torch.compile compiles it in two: no news to the reader.
-    torch._logging.set_logs(dynamo=logging.ERROR)
     machine = measured(device, dtype)
     report.note(
         f"a copy moves {machine.bandwidth / 1e9:.1f} GB/s, a product computes {machine.rate / 1e9:.0f} Gflop/s; "
