@@ -26,6 +26,7 @@ from fastapi import FastAPI, Request, Response
 from ctr_models.errors import SluiceError, nearest
 from pipelines.features.online import CandidateColumns
 from pipelines.features.spec import FeatureSpec
+from serving.deadline import PASSED, Deadline, deadline_of
 from serving.line import line_of
 from serving.schemas import REQUEST_ID, ModelCard, Question, Refused, read_object
 from serving.scorer import Scorer
@@ -235,12 +236,15 @@ def add_routes(
         asked = decode(body, header, columns, max_rows=max_rows)
         return asked, one_user(asked.frame, spec) if scoring.keeps else None
 
-    async def infer(request: Request, name: str, version: str | None = None) -> Response:
+    async def infer(
+        request: Request, name: str, version: str | None = None, x_deadline_ms: Deadline = None
+    ) -> Response:
         found(name, version)  # before a body is read that nobody can answer
-        body = await read(request)
-        scorer = found(name, version)
-        given = body, request.headers.get(HEADER), scorer
         try:
+            deadline = deadline_of(x_deadline_ms, request.state.arrived)
+            body = await read(request)
+            scorer = found(name, version)
+            given = body, request.headers.get(HEADER), scorer
             small = len(body) <= INLINE_BYTES
             asked, question = understood(*given) if small else await asyncio.to_thread(understood, *given)
             request.state.candidates = len(asked.frame)
@@ -249,10 +253,12 @@ def add_routes(
             line, request_id = line_of(request.scope), request.state.request_id
             if question is None:
                 encoded = await asyncio.to_thread(scorer.encode_frame, asked.frame)
-                scores = await scoring.score(name, scorer, encoded, line=line)
+                scores = await scoring.score(name, scorer, encoded, deadline, line=line)
             else:
-                answering = scoring.answer(question, slot=name, request_id=request_id, scorer=scorer, line=line)
-                scores = (await answering).scores
+                answer = await scoring.answer(
+                    question, slot=name, request_id=request_id, deadline=deadline, scorer=scorer, line=line
+                )
+                scores = answer.scores
         except SluiceError as error:
             raise _broken(str(error)) from None
         except Refused as error:
@@ -275,6 +281,7 @@ def add_routes(
                 **unknown,
                 413: {"description": "The body is too large"},
                 503: {"description": "The server is at its capacity"},
+                504: {"description": PASSED},
             },
         )(infer)
 

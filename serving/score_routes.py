@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import FastAPI, Header, Query, Request, Response
-from pydantic import WithJsonSchema
+from fastapi import FastAPI, Query, Request, Response
 
 from serving import arrow
+from serving.deadline import PASSED, Deadline, deadline_of
 from serving.limits import ARROW, JSON, Intake
 from serving.line import line_of
 from serving.openapi import BATCH_PATH, SCORE_PATH
@@ -27,15 +26,10 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     404: {"model": Problems, "description": "No such model"},
     422: {"model": Problems, "description": "The request is malformed; `loc` is the path of the field"},
     503: {"model": Problems, "description": "The model is not ready, or the server at its capacity"},
-    504: {"model": Problems, "description": "The deadline passed before the request's turn came"},
+    504: {"model": Problems, "description": PASSED},
 }
 _BODY = {"requestBody": {"required": True, "content": {JSON: {}, ARROW: _BINARY}}}
 Slot = Annotated[str | None, Query(description="The slot whose model shall answer.")]
-Deadline = Annotated[
-    str | None,
-    Header(description="Milliseconds after which the answer is of no use any more."),
-    WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
-]
 
 
 def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Settings) -> None:
@@ -60,7 +54,7 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         """Raw values in, encoded by the definition that encoded the training data; probabilities out."""
         scoring.models.scorer(model)  # before a body is read that nobody can answer
         state = request.state
-        deadline = _deadline(x_deadline_ms, state.arrived)
+        deadline = deadline_of(x_deadline_ms, state.arrived)
         kind, body = await intake.take(request, TYPES)
         state.stages.end("read")
         if kind == ARROW:
@@ -98,7 +92,7 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         """Takes what many calls would, and shares forward passes among them. A rate counts every request."""
         scoring.models.scorer(model)
         state = request.state
-        deadline = _deadline(x_deadline_ms, state.arrived)
+        deadline = deadline_of(x_deadline_ms, state.arrived)
         kind, body = await intake.take(request, TYPES)
         state.stages.end("read")
         parse = arrow.parse if kind == ARROW else parse_batch
@@ -159,17 +153,3 @@ def _told(answer: Answer | Refused, request_id: str) -> dict[str, Any]:
 
 def _wants_arrow(request: Request) -> bool:
     return ARROW in request.headers.get("accept", "")
-
-
-def _deadline(given: str | None, arrived: float) -> float:
-    """Return the time by ``time.perf_counter()`` until which an answer is of use."""
-    if given is None:
-        return math.inf
-    try:
-        milliseconds = float(given)
-    except ValueError:
-        milliseconds = math.nan
-    if not milliseconds > 0:
-        message = f"expected milliseconds, a number above 0, got {given[:40]!r}"
-        raise Refused.of(422, ("header", "X-Deadline-Ms"), message, "deadline")
-    return arrived + milliseconds / 1000

@@ -245,6 +245,31 @@ def test_a_large_body_is_not_read_where_others_wait(bundle, monkeypatch) -> None
     assert where[True] is None
 
 
+def test_a_deadline_that_has_passed_and_one_that_is_none(bundle, ready, served, tmp_path) -> None:
+    rows = [{"name": name, "shape": [2], "datatype": "INT64", "data": [3, 4]} for name in ("user_id", "item_id")]
+    kept = {"events_url": f"sqlite:///{tmp_path}/events.db", "events_spool": tmp_path / "spool"}
+    with TestClient(create_app(Settings(model=f"clicks={bundle.directory}", **kept))) as client:
+
+        def infer(*inputs: Any, deadline: str) -> Any:
+            headers = {"X-Deadline-Ms": deadline}
+            return client.post("/v2/models/clicks/infer", json={"inputs": inputs}, headers=headers)
+
+        ready(client)
+        for inputs in (rows[1:], rows):  # of one user, and of several
+            late = infer(*inputs, deadline="0.001")
+            assert (late.status_code, late.json()["detail"][0]["type"]) == (504, "deadline_passed")
+            assert late.json()["error"] == late.json()["detail"][0]["msg"]
+            assert infer(*inputs, deadline="60000").status_code == 200
+        assert served == [False, True, False, True]
+        wrong = infer(rows[1], deadline="soon")
+        assert wrong.status_code == 400
+        assert wrong.json()["error"].startswith("header.X-Deadline-Ms: expected milliseconds")
+        for path in ("", "/versions/{version}"):
+            told = client.get("/openapi.json").json()["paths"][f"/v2/models/{{name}}{path}/infer"]["post"]
+            assert "504" in told["responses"]
+            assert "x-deadline-ms" in {parameter["name"] for parameter in told["parameters"]}
+
+
 def test_random_bytes_never_break_the_server(bundle) -> None:
     """Whatever stands in a body, the answer is a score or a reason."""
     rng = np.random.default_rng(0)

@@ -1,0 +1,46 @@
+"""Deadlines: until when an answer is of use to the client that asked for it."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from fastapi import Header
+from pydantic import WithJsonSchema
+
+from serving.schemas import Refused
+
+Deadline = Annotated[
+    str | None,
+    Header(description="Milliseconds after which the answer is of no use any more."),
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
+]
+"""The parameter ``x_deadline_ms`` of a route."""
+PASSED = "The deadline passed before the request's turn came"
+"""What 504 means."""
+
+
+def deadline_of(given: str | None, arrived: float) -> float:
+    """Return the moment until which an answer is of use.
+
+    Args:
+        given: the header; None: there is no end.
+        arrived: when the request did, by ``time.perf_counter()``, as is what is returned.
+
+    Raises:
+        Refused: 422, it is no number above 0.
+
+    Example:
+        >>> deadline_of("40", arrived=2.0), deadline_of(None, arrived=2.0)
+        (2.04, inf)
+    """
+    if given is None:
+        return math.inf
+    try:
+        milliseconds = float(given)
+    except ValueError:
+        milliseconds = math.nan
+    if not milliseconds > 0:
+        message = f"expected milliseconds, a number above 0, got {given[:40]!r}"
+        raise Refused.of(422, ("header", "X-Deadline-Ms"), message, "deadline")
+    return arrived + milliseconds / 1000
