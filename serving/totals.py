@@ -8,9 +8,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from pipelines.experiments.rates import NOTHING, Sums
-from serving.database import Database, assignments, events
+from serving.database import Database, assignments, events, exposures
 
 SKEW = timedelta(minutes=5)
 """How far a client's clock may be behind: its events then seem to come before what they follow."""
@@ -90,7 +93,8 @@ def totals(database: Database, span: Span, arms: Sequence[str]) -> tuple[dict[st
 
     An event that names its request counts for the last exposure of that request before it; one that names a unit
     and an item, for the last exposure of the unit, of whatever items; in either case if it comes within the window.
-    A candidate has each kind of event once. A unit that saw two arms counts in neither.
+    A candidate has each kind of event once, whether it is named by its place or by its item; an item that stands
+    there twice is named by its first place. A unit that saw two arms counts in neither.
 
     Args:
         database: where exposures and events are.
@@ -106,7 +110,8 @@ def totals(database: Database, span: Span, arms: Sequence[str]) -> tuple[dict[st
     found: dict[str, Totals] = {}
     mixed = 0
     with database.reading(seconds=QUERY_SECONDS) as connection:
-        rows = connection.execute(_query(span, arms)).all()
+        both = bool(connection.execute(_named_in_both_ways(span)).scalar())
+        rows = connection.execute(_query(span, arms, both=both)).all()
     for row in rows:
         if row.arm is None:
             mixed = int(row.units)
@@ -146,8 +151,13 @@ def scored(database: Database, span: Span, arms: Sequence[str]) -> dict[str, Tot
     return {arm: Totals(int(units), int(requests), int(shown)) for arm, units, requests, shown in rows}
 
 
-def _query(span: Span, arms: Sequence[str]) -> sa.Select[Any]:
-    """One row an arm; a row of arm NULL for the units that saw several."""
+def _query(span: Span, arms: Sequence[str], *, both: bool) -> sa.Select[Any]:
+    """One row an arm; a row of arm NULL for the units that saw several.
+
+    Args:
+        span, arms: what counts.
+        both: whether events of one kind name candidates by place and by item.
+    """
     first, last = sa.func.min(assignments.c.arm), sa.func.max(assignments.c.arm)
     units = (
         sa.select(
@@ -160,7 +170,7 @@ def _query(span: Span, arms: Sequence[str]) -> sa.Select[Any]:
         .group_by(assignments.c.unit)
         .subquery("units")
     )
-    counted = credited(span, arms)
+    counted = _placed(credited(span, arms)) if both else credited(span, arms)
     # Sorted by unit, and each unit's few events once: a set of them all would be a search for each.
     once = counted.c.exposure_id.concat(" ").concat(counted.c.place)
     came = (
@@ -188,6 +198,51 @@ def _query(span: Span, arms: Sequence[str]) -> sa.Select[Any]:
         .select_from(units.outerjoin(came, came.c.unit == units.c.unit))
         .group_by(units.c.arm)
     )
+
+
+def _named_in_both_ways(span: Span) -> sa.Select[Any]:
+    """Ask whether some events of a kind name their candidate by its place, and others by its item."""
+    here = events.c.time >= span.since - SKEW // timedelta(microseconds=1), events.c.time < span.known
+    places = sa.func.count(events.c.candidate)
+    kinds = sa.select(events.c.type).where(*here).group_by(events.c.type)
+    return sa.select(kinds.having(places > 0, places < sa.func.count()).exists())
+
+
+def _placed(counted: sa.Subquery) -> sa.Subquery:
+    """Give an event that names an item the place of the item's first candidate, where others name places.
+
+    Requests are read for events of such exposures only.
+    """
+    named = sa.func.max(counted.c.candidate).over(partition_by=[counted.c.exposure_id, counted.c.type])
+    beside = sa.select(counted, named.label("named")).subquery("beside")
+    request = sa.select(exposures.c.content).where(exposures.c.exposure_id == beside.c.exposure_id)
+    found = sa.cast(_PlaceOf(request.scalar_subquery(), beside.c.item), sa.String)
+    by_item = sa.and_(beside.c.candidate.is_(None), beside.c.named.is_not(None))
+    place = sa.case((by_item, sa.func.coalesce(found, beside.c.place)), else_=beside.c.place)
+    return sa.select(beside.c.unit, beside.c.type, beside.c.exposure_id, place.label("place")).subquery("placed")
+
+
+class _PlaceOf(FunctionElement[int]):
+    """The place of the first candidate with an item, by an exposure's content; NULL if there is none."""
+
+    type = sa.Integer()
+    inherit_cache = True
+
+
+@compiles(_PlaceOf, "sqlite")
+def _(element: _PlaceOf, compiler: SQLCompiler, **how: Any) -> str:
+    content, item = (compiler.process(one, **how) for one in element.clauses)
+    return f"(SELECT min(key) FROM json_each({content}, '$.items') WHERE value = {item})"
+
+
+@compiles(_PlaceOf, "postgresql")
+def _(element: _PlaceOf, compiler: SQLCompiler, **how: Any) -> str:
+    content, item = (compiler.process(one, **how) for one in element.clauses)
+    # Its json reads every text, and has none with NUL; one that differs elsewhere does no harm.
+    whole = rf"CAST(replace({content}, '\u0000', '\u0001') AS json)"
+    items = f"CAST({whole} ->> 'items' AS json)"
+    each = f"json_array_elements_text({items}) WITH ORDINALITY AS one(item, number)"
+    return f"(SELECT min(one.number) - 1 FROM {each} WHERE one.item = {item})"
 
 
 def credited(
@@ -244,6 +299,8 @@ def _credited(span: Span, arms: Sequence[str], *, by_request: bool) -> sa.Select
             events.c.type,
             touched.c.unit,
             touched.c.exposure_id,
+            events.c.candidate,
+            events.c.item,
             sa.func.coalesce(sa.cast(events.c.candidate, sa.String), item).label("place"),
         )
         .join_from(events, touched, counts, isouter=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +23,7 @@ from pipelines.release.bundle import Bundle
 from serving import redis_features, snapshot_features
 from serving.app import create_app
 from serving.connections import protocol
-from serving.database import ASSIGNMENTS, EVENTS, Database
+from serving.database import ASSIGNMENTS, EVENTS, EXPOSURES, Database
 from serving.pace import Pace
 from serving.settings import Settings
 from tests.serving.stored_log import LOG, SPEC
@@ -76,6 +77,15 @@ class Filled:
         request = request or f"r{self._made}"
         row = {"experiment": self._experiment, "unit": unit, "time": micros(at), "exposure_id": f"x{self._made:06}"}
         self.database.insert([(ASSIGNMENTS, {**row, "arm": arm, "request_id": request, "shown": shown})])
+        return request
+
+    def offer(self, arm: str, unit: str, at: datetime, items: Sequence[str | None] | None, shown: int = 5) -> str:
+        """Add an exposure with its request, as it is kept; return the request's id."""
+        request = self.show(arm, unit, at, shown=shown)
+        about = dict.fromkeys(("model", "model_hash", "schema_hash", "gates"), "")
+        row = {"exposure_id": f"x{self._made:06}", "time": micros(at), "request_id": request, "unit": unit}
+        content = json.dumps({"items": items, "user": {"said": "a\0b"}})
+        self.database.insert([(EXPOSURES, {**row, **about, "served": True, "content": content})])
         return request
 
     def happen(self, at: datetime, kind: str = "click", **named: Any) -> None:

@@ -94,6 +94,15 @@ def test_an_item_that_is_shown_twice_has_its_click_once(database: Database, tmp_
     assert clicked(tmp_path / "out") == [("r", 0)]
 
 
+def test_a_candidate_that_is_named_by_its_place_and_by_its_item_has_its_click_once(
+    database: Database, tmp_path: Path
+) -> None:
+    database.insert([shown("r", 1, "abc"), event(2, request_id="r", candidate=1), event(2, unit="u", item="b")])
+    (told,) = export(database, tmp_path / "out", now=LATER)
+    assert clicked(tmp_path / "out") == [("r", 1)]
+    assert (told.clicks, told.unmatched) == (1, 0)
+
+
 def test_late_events_change_a_day_until_it_is_final(database: Database, tmp_path: Path) -> None:
     out = tmp_path / "out"
     database.insert([shown("r", 1)])

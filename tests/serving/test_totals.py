@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pipelines.experiments.rates import Sums
 from serving.totals import Span, Totals, scored, totals
@@ -62,6 +63,31 @@ def test_a_candidate_has_each_kind_of_event_once_and_only_within_the_window(fill
     assert summed(filled, window=2 * HOUR)[0]["open"].clicks == 3
     assert summed(filled, window=timedelta(minutes=30))[0]["open"].clicks == 2
     assert set(found) == {"open"}
+
+
+def test_a_candidate_that_is_named_by_its_place_and_by_its_item_has_its_click_once(filled: Any) -> None:
+    request = filled.offer("open", "u", NOW + HOUR, ["sun", None, "moon", "sun", "0"])
+    for named in ({"candidate": 2}, {"item": "moon"}, {"candidate": 2, "item": "moon"}):
+        filled.happen(NOW + 2 * HOUR, request_id=request, **named)
+    filled.happen(NOW + 2 * HOUR, unit="u", item="moon")
+    assert summed(filled)[0]["open"].clicks == 1
+    filled.happen(NOW + 2 * HOUR, request_id=request, item="sun")
+    assert summed(filled)[0]["open"].clicks == 2
+    filled.happen(NOW + 2 * HOUR, request_id=request, candidate=0)  # the first place of the sun
+    assert summed(filled)[0]["open"].clicks == 2
+    filled.happen(NOW + 2 * HOUR, request_id=request, candidate=3)  # the sun stands there twice
+    filled.happen(NOW + 2 * HOUR, request_id=request, item="0")  # an item, and no place
+    filled.happen(NOW + 2 * HOUR, "conversion", request_id=request, item="moon")  # another kind of event
+    found = summed(filled)[0]["open"]
+    assert (found.clicks, found.conversions, found.ctr) == (4, 1, Sums.of(np.array([4]), np.array([5])))
+
+
+@pytest.mark.parametrize("items", [None, ["sun", "moon"]])
+def test_an_item_that_is_no_candidate_of_the_request_is_a_click_of_its_own(filled: Any, items: Any) -> None:
+    request = filled.offer("open", "u", NOW + HOUR, items)
+    for named in ({"candidate": 1}, {"item": "mars"}, {"item": "mars"}):
+        filled.happen(NOW + 2 * HOUR, request_id=request, **named)
+    assert summed(filled)[0]["open"].clicks == 2
 
 
 def test_an_event_of_unit_and_item_counts_for_the_last_exposure_of_the_unit(filled: Any) -> None:
