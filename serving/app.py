@@ -12,11 +12,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving import event_routes, open_inference, score_routes, ui
 from serving.batching import Batcher, Limits
 from serving.database import Database
+from serving.direct import Direct
 from serving.door import Door
 from serving.drain import Drain, Draining
 from serving.limits import BINARY, JSON, Admit, Intake, refusal
@@ -25,7 +28,7 @@ from serving.models import Models
 from serving.monitoring import Metrics
 from serving.observe import Observe
 from serving.online_features import OnlineFeatures, open_features
-from serving.openapi import describe
+from serving.openapi import BATCH_PATH, SCORE_PATH, describe
 from serving.outcomes import Outcomes
 from serving.readiness import readiness
 from serving.schemas import Refused
@@ -37,6 +40,10 @@ from serving.tracing import Tracing
 from serving.traffic import Traffic
 
 log = logging.getLogger("sluice.server")
+BUSIEST = frozenset({SCORE_PATH, BATCH_PATH, event_routes.PATH})
+"""What is asked so often that FastAPI's way to it would be felt."""
+_SILENT: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
+"""Traces and metrics are of :class:`Tracing` and :class:`Metrics`; FastAPI makes none besides."""
 
 
 def create_app(
@@ -108,17 +115,13 @@ def create_app(
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
 
-    app = FastAPI(title="Sluice", version=version("sluice"), lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="Sluice", version=version("sluice"), lifespan=lifespan, redoc_url=None, telemetry=_SILENT)
     app.state.models, app.state.batcher, app.state.metrics = models, batcher, metrics
     app.state.features, app.state.traffic, app.state.drain = features, traffic, drain
     app.state.siblings = siblings
     keys = None if settings.keys is None else Keyring(settings.keys)
     intake = _intake(settings)
     app.state.door = Door(intake, metrics.turned_away)
-    app.add_middleware(Admit, intake=intake, count=lambda kind: metrics.errors.labels(kind).inc())
-    app.add_middleware(Guard, keys=keys, metrics=metrics, folder=None if place is None else place.folder)
-    app.add_middleware(Draining, drain=drain, count=lambda kind: metrics.errors.labels(kind).inc())
-    app.add_middleware(Observe, metrics=metrics, sampler=Sampler(settings.log_requests), tracing=tracing)
     app.add_exception_handler(Refused, _refuse)
     _add_routes(app)
     scoring = Scoring(models, batcher, metrics, features, traffic)
@@ -129,6 +132,12 @@ def create_app(
         assert outcomes is not None
         event_routes.add_routes(app, traffic, intake.read, outcomes.took)
     ui.add_routes(app, lambda: readiness(models, features, traffic, drain), traffic)
+    busiest = [route for route in app.routes if isinstance(route, APIRoute) and route.path in BUSIEST]
+    app.add_middleware(Direct, routes=busiest, refuse=_refuse)
+    app.add_middleware(Admit, intake=intake, count=lambda kind: metrics.errors.labels(kind).inc())
+    app.add_middleware(Guard, keys=keys, metrics=metrics, folder=None if place is None else place.folder)
+    app.add_middleware(Draining, drain=drain, count=lambda kind: metrics.errors.labels(kind).inc())
+    app.add_middleware(Observe, metrics=metrics, sampler=Sampler(settings.log_requests), tracing=tracing)
     app.openapi = lambda: describe(app, examples=keys is None)  # type: ignore[method-assign]
     return app
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
-
-from fastapi import Header
-from pydantic import WithJsonSchema
+from typing import Any
 
 from serving.schemas import Refused
 
-Deadline = Annotated[
-    str | None,
-    Header(description="Milliseconds after which the answer is of no use any more."),
-    WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
-]
-"""The parameter ``x_deadline_ms`` of a route."""
+DEADLINE = "x-deadline-ms"
+"""The header that tells of one."""
+PARAMETER: dict[str, Any] = {
+    "name": DEADLINE,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "number", "exclusiveMinimum": 0, "title": "X-Deadline-Ms"},
+    "description": "Milliseconds after which the answer is of no use any more.",
+}
+"""How OpenAPI tells of it."""
 PASSED = "The deadline passed before the request's turn came"
 """What 504 means."""
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import (
     AwareDatetime,
@@ -35,6 +35,7 @@ from serving.traffic import Traffic, not_stored
 Read = Callable[[Request], Awaitable[bytes]]
 Took = Callable[[Sequence[Row]], None]
 T = TypeVar("T")
+PATH = "/v1/events"
 MOST_EVENTS = 1000
 """Events of one call."""
 FUTURE = timedelta(minutes=10)
@@ -173,13 +174,13 @@ def add_routes(app: FastAPI, traffic: Traffic, read: Read, took: Took = lambda _
     }
 
     @app.post(
-        "/v1/events",
+        PATH,
         response_model=Accepted,
         responses=refusals,
         summary="Take clicks, conversions and skips: one, or a batch",
         openapi_extra=_body({"oneOf": [event, batch]}),
     )
-    async def take_events(request: Request) -> Any:
+    async def take_events(request: Request) -> Response:
         """Answers once the events are on disk. An event that is sent again is stored once."""
         tree = read_object(await read(request), finite=True)
         events = valid(Events, tree).each() if "events" in tree else [valid(Event, tree)]
@@ -189,7 +190,7 @@ def add_routes(app: FastAPI, traffic: Traffic, read: Read, took: Took = lambda _
         except NotStored as error:
             raise not_stored(error) from None
         took(rows)
-        return {"accepted": len(events), "request_id": request.state.request_id}
+        return JSONResponse({"accepted": len(events), "request_id": request.state.request_id})
 
     @app.post(
         "/v1/experiments",

@@ -74,10 +74,14 @@ class Intake:
         if declared.isdigit() and (len(declared) > 18 or int(declared) > self.body_bytes):
             raise self._too_large()
         parts: list[bytes] = []
-        size, state = 0, request.scope["state"]
+        size, more, state = 0, True, request.scope["state"]
         self.reading += 1
         try:
-            async for part in request.stream():
+            while more:
+                came = await request.receive()
+                if came["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                part, more = came.get("body", b""), came.get("more_body", False)
                 size += len(part)
                 self.held += len(part)
                 state["held"] = size

@@ -26,7 +26,7 @@ from fastapi import FastAPI, Request, Response
 from ctr_models.errors import SluiceError, nearest
 from pipelines.features.online import CandidateColumns
 from pipelines.features.spec import FeatureSpec
-from serving.deadline import PASSED, Deadline, deadline_of
+from serving.deadline import DEADLINE, PARAMETER, PASSED, deadline_of
 from serving.line import line_of
 from serving.schemas import REQUEST_ID, ModelCard, Question, Refused, read_object
 from serving.scorer import Scorer
@@ -236,12 +236,10 @@ def add_routes(
         asked = decode(body, header, columns, max_rows=max_rows)
         return asked, one_user(asked.frame, spec) if scoring.keeps else None
 
-    async def infer(
-        request: Request, name: str, version: str | None = None, x_deadline_ms: Deadline = None
-    ) -> Response:
+    async def infer(request: Request, name: str, version: str | None = None) -> Response:
         found(name, version)  # before a body is read that nobody can answer
         try:
-            deadline = deadline_of(x_deadline_ms, request.state.arrived)
+            deadline = deadline_of(request.headers.get(DEADLINE), request.state.arrived)
             body = await read(request)
             scorer = found(name, version)
             given = body, request.headers.get(HEADER), scorer
@@ -283,6 +281,7 @@ def add_routes(
                 503: {"description": "The server is at its capacity"},
                 504: {"description": PASSED},
             },
+            openapi_extra={"parameters": [PARAMETER]},
         )(infer)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 
 from serving import arrow
-from serving.deadline import PASSED, Deadline, deadline_of
+from serving.deadline import DEADLINE, PARAMETER, PASSED, deadline_of
 from serving.limits import ARROW, JSON, Intake
 from serving.line import line_of
 from serving.openapi import BATCH_PATH, SCORE_PATH
@@ -28,8 +28,18 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     503: {"model": Problems, "description": "The model is not ready, or the server at its capacity"},
     504: {"model": Problems, "description": PASSED},
 }
-_BODY = {"requestBody": {"required": True, "content": {JSON: {}, ARROW: _BINARY}}}
-Slot = Annotated[str | None, Query(description="The slot whose model shall answer.")]
+_MODEL = {
+    "name": "model",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "The slot whose model shall answer.",
+}
+_READ: dict[str, Any] = {
+    "parameters": [_MODEL, PARAMETER],
+    "requestBody": {"required": True, "content": {JSON: {}, ARROW: _BINARY}},
+}
+"""What the endpoints read of a request themselves."""
 
 
 def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Settings) -> None:
@@ -48,13 +58,14 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         response_model=ScoreResponse,
         responses=_RESPONSES,
         summary="Score the candidates of one request",
-        openapi_extra=_BODY,
+        openapi_extra=_READ,
     )
-    async def score(request: Request, model: Slot = None, x_deadline_ms: Deadline = None) -> Any:
+    async def score(request: Request) -> Response:
         """Raw values in, encoded by the definition that encoded the training data; probabilities out."""
-        scoring.models.scorer(model)  # before a body is read that nobody can answer
+        slot = _slot(request)
+        scoring.models.scorer(slot)  # before a body is read that nobody can answer
         state = request.state
-        deadline = deadline_of(x_deadline_ms, state.arrived)
+        deadline = deadline_of(request.headers.get(DEADLINE), state.arrived)
         kind, body = await intake.take(request, TYPES)
         state.stages.end("read")
         if kind == ARROW:
@@ -68,7 +79,7 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         state.candidates = len(asked.candidates)
         answer = await scoring.answer(
             asked,
-            slot=model,
+            slot=slot,
             request_id=state.request_id,
             deadline=deadline,
             stages=state.stages,
@@ -86,13 +97,14 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         response_model=BatchResponse,
         responses=_RESPONSES,
         summary="Score many requests, each answered or refused on its own",
-        openapi_extra=_BODY,
+        openapi_extra=_READ,
     )
-    async def score_batch(request: Request, model: Slot = None, x_deadline_ms: Deadline = None) -> Any:
+    async def score_batch(request: Request) -> Response:
         """Takes what many calls would, and shares forward passes among them. A rate counts every request."""
-        scoring.models.scorer(model)
+        slot = _slot(request)
+        scoring.models.scorer(slot)
         state = request.state
-        deadline = deadline_of(x_deadline_ms, state.arrived)
+        deadline = deadline_of(request.headers.get(DEADLINE), state.arrived)
         kind, body = await intake.take(request, TYPES)
         state.stages.end("read")
         parse = arrow.parse if kind == ARROW else parse_batch
@@ -104,7 +116,7 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         asked, ids = _named(asked, state.request_id)
         answers = await scoring.answer_all(
             asked,
-            slot=model,
+            slot=slot,
             request_ids=ids,
             deadline=deadline,
             stages=state.stages,
@@ -153,3 +165,8 @@ def _told(answer: Answer | Refused, request_id: str) -> dict[str, Any]:
 
 def _wants_arrow(request: Request) -> bool:
     return ARROW in request.headers.get("accept", "")
+
+
+def _slot(request: Request) -> str | None:
+    """Return the slot that the query asks for."""
+    return request.query_params.get("model") if request.scope["query_string"] else None
