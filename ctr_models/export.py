@@ -48,15 +48,23 @@ class TensorModel(nn.Module):
         return self.model(
             Batch(
                 dense=dense,
-                sparse=_keyed(self.model.schema.sparse, ids, lengths, rows),
-                sequences=_keyed(self.model.schema.sequences, history_ids, history_lengths, rows),
+                sparse=keyed(self.model.schema.sparse, ids, lengths, rows),
+                sequences=keyed(self.model.schema.sequences, history_ids, history_lengths, rows),
                 label=nothing,
                 group=nothing,
             )
         )
 
 
-def _keyed(fields: tuple[IdField, ...], ids: Tensor, lengths: Tensor, rows: int) -> KeyedJaggedTensor:
+def keyed(fields: tuple[IdField, ...], ids: Tensor, lengths: Tensor, rows: int) -> KeyedJaggedTensor:
+    """Return ids by field; inside a program, where nothing may be asked of their values that it need not know.
+
+    Args:
+        fields: in their order.
+        ids: field after field, (total,).
+        lengths: ids a row, field after field, (F * B,); of fields with one id a row they are not looked at.
+        rows: B.
+    """
     # A categorical field has one id a row: told so, the program need not count them, and takes a batch of 1.
     per_key: list[int] = []
     for i, f in enumerate(fields):

@@ -114,12 +114,12 @@ class SharedRows:
     @cached_property
     def user(self) -> Tensor:
         """The user of each row, (N,)."""
-        return rows_of(self.offsets, len(self))
+        return rows_of(self.offsets, self.own.shape[0])
 
     def spread(self, of_users: Tensor) -> Tensor:
         """Give each row what its user has: (U, ...) to (N, ...); of a single one, a view."""
         if of_users.shape[0] == 1:
-            return of_users.expand(len(self), *of_users.shape[1:])
+            return of_users.expand(self.own.shape[0], *of_users.shape[1:])
         return of_users.index_select(0, self.user)
 
     def joined(self) -> Tensor:

@@ -55,6 +55,8 @@ def reference(
 ) -> Tensor:
     """The definition, in plain torch."""
     asked = F.linear(shared, of_shared, bias)  # (U, H)
+    if asked.shape[0] == 1:
+        return F.linear(own, of_own, asked[0])  # to its candidates, a single user is a bias
     return F.linear(own, of_own) + asked[rows_of(offsets, own.shape[0])]
 
 
@@ -63,7 +65,7 @@ def _cpu_forward(
 ) -> tuple[Tensor]:
     asked = product(shared, of_shared, bias)  # (U, H)
     if len(asked) == 1:
-        return (product(own, of_own, asked[0]),)  # to its candidates, a single user is a bias
+        return (product(own, of_own, asked[0]),)
     return (product(own, of_own).add_(asked.index_select(0, rows_of(offsets, own.shape[0]))),)
 
 

@@ -49,7 +49,8 @@ class Scorer:
         # Read now: the folder may hold the next bundle by the time that somebody asks.
         self.example = example_request(bundle)
         self.inputs = bundle.golden.drop(SCORE).schema
-        self.forward = Forward(bundle, self._some, int8=int8)
+        golden = [self.encode(**one) for one in golden_requests(bundle)]
+        self.forward = Forward(bundle, self._some, golden, int8=int8)
 
     @classmethod
     def load(cls, source: str, tracking_uri: str | None = None, *, int8: bool = False) -> Scorer:
@@ -118,18 +119,22 @@ def card_of(bundle: Bundle, name: str | None = None, version: int | None = None)
 
 def example_request(bundle: Bundle, candidates: int = 3) -> dict[str, Any]:
     """Return a request made of golden rows, as plain JSON values."""
-    spec = bundle.state.spec
-    rows = bundle.golden.drop(SCORE).head(candidates).to_dicts()
-    role = {(c.name if c.from_log else c.column): c.role for c in spec.direct}
+    first, *others = golden_requests(bundle, candidates)
+    return first | {"candidates": [row for one in (first, *others) for row in one["candidates"]]}
+
+
+def golden_requests(bundle: Bundle, most: int | None = None) -> list[dict[str, Any]]:
+    """Return golden rows as requests of one candidate each, as plain JSON values; all, or so many at most."""
+    rows = bundle.golden.drop(SCORE)
+    role = {(c.name if c.from_log else c.column): c.role for c in bundle.state.spec.direct}
 
     def part(row: Columns, wanted: str) -> dict[str, Any]:
         return plain_row({k: v for k, v in row.items() if role[k] == wanted})
 
-    return {
-        "user": part(rows[0], "user"),
-        "context": part(rows[0], "context"),
-        "candidates": [part(row, "item") for row in rows],
-    }
+    return [
+        {"user": part(row, "user"), "context": part(row, "context"), "candidates": [part(row, "item")]}
+        for row in (rows if most is None else rows.head(most)).to_dicts()
+    ]
 
 
 def plain_row(row: Columns) -> dict[str, Any]:

@@ -313,7 +313,7 @@ class FeatureEmbedding(nn.Module):
             parts.append(mean_pool(own))
             if f.kind == "sequence":
                 sequences[name] = own
-        return torch.cat(parts, dim=1) if parts else batch.dense.new_empty(len(batch), 0), sequences
+        return torch.cat(parts, dim=1) if parts else batch.dense.new_empty(batch.dense.shape[0], 0), sequences
 
     def _by_field(self, batch: Batch, values: Tensor | None, vectors: dict[str, JaggedTensor]) -> Embedded:
         """Mask and align what was looked up."""

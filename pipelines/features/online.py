@@ -103,6 +103,7 @@ class OnlineEncoder:
         labels = spec.labels.values()
         self._allowed = frozenset((*spec.request_columns, *(n for n in given if n and n not in labels)))
         self._unread = self._allowed.difference(spec.request_columns)
+        self._items = [f.name for f in self._schema.fields if self._of_items(by_name, f.name)]
         # Of a client, all requests share the same fields.
         self._parts = lru_cache(maxsize=64)(self._split)
 
@@ -160,13 +161,17 @@ class OnlineEncoder:
         """Encode as :meth:`candidates` does, and return the row of the user and those of the candidates.
 
         Each has a part of the schema. Requests whose parts agree make one :class:`ctr_models.Candidates` together.
+        So fields of items stand with the candidates even when none of them gives a value.
         Whose rows they are is told only with ``groups``: a score does not depend on it.
         """
         request = _Request(user, context, candidates, self._allowed)
-        columns = self._encoded(request)
+        columns, size = self._encoded(request), len(candidates)
+        for name in self._items:
+            one, same = columns[name]
+            if same:
+                columns[name] = repeat(one, size), False
         shared, own = self._parts(frozenset(name for name, (_, same) in columns.items() if same))
         encoded = {name: one for name, (one, _) in columns.items()}
-        size = len(candidates)
         users = self._users(request, size) if groups else np.zeros(size, dtype=np.int64)
         return _rows(shared, encoded, np.zeros(1, dtype=np.int64)), _rows(own, encoded, users)
 
@@ -184,6 +189,11 @@ class OnlineEncoder:
                 values, same = request.values(field.key)
                 columns[f.name] = field.encode(values, request, same), same
         return columns
+
+    @staticmethod
+    def _of_items(columns: Mapping[str, Column], name: str) -> bool:
+        c = columns[name]
+        return any(columns[part].role == "item" for part in (c.of if c.kind == "cross" else (name,)))
 
     def _split(self, shared: frozenset[str]) -> tuple[Schema, Schema]:
         names = {f.name for f in self._schema.fields}
