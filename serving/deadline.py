@@ -7,10 +7,10 @@ from typing import Any
 
 from serving.schemas import Refused
 
-DEADLINE = "x-deadline-ms"
+DEADLINE = b"x-deadline-ms"
 """The header that tells of one."""
 PARAMETER: dict[str, Any] = {
-    "name": DEADLINE,
+    "name": DEADLINE.decode(),
     "in": "header",
     "required": False,
     "schema": {"type": "number", "exclusiveMinimum": 0, "title": "X-Deadline-Ms"},
@@ -21,7 +21,7 @@ PASSED = "The deadline passed before the request's turn came"
 """What 504 means."""
 
 
-def deadline_of(given: str | None, arrived: float) -> float:
+def deadline_of(given: bytes | None, arrived: float) -> float:
     """Return the moment until which an answer is of use.
 
     Args:
@@ -32,7 +32,7 @@ def deadline_of(given: str | None, arrived: float) -> float:
         Refused: 422, it is no number above 0.
 
     Example:
-        >>> deadline_of("40", arrived=2.0), deadline_of(None, arrived=2.0)
+        >>> deadline_of(b"40", arrived=2.0), deadline_of(None, arrived=2.0)
         (2.04, inf)
     """
     if given is None:
@@ -42,6 +42,6 @@ def deadline_of(given: str | None, arrived: float) -> float:
     except ValueError:
         milliseconds = math.nan
     if not milliseconds > 0:
-        message = f"expected milliseconds, a number above 0, got {given[:40]!r}"
+        message = f"expected milliseconds, a number above 0, got {given[:40].decode('latin-1')!r}"
         raise Refused.of(422, ("header", "X-Deadline-Ms"), message, "deadline")
     return arrived + milliseconds / 1000

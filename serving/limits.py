@@ -65,7 +65,7 @@ class Intake:
         Raises:
             Refused: 413 too large, 415 another type or an encoding, 503 too much is held already.
         """
-        headers = dict(request.scope["headers"])
+        headers = headers_of(request.scope)
         kind = content_type(headers, types)
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             message, plain = "send the body as it is, without Content-Encoding", {"Accept-Encoding": "identity"}
@@ -140,6 +140,20 @@ class Admit:
             intake.held -= state.get("held", 0)
 
 
+def headers_of(scope: Scope) -> Mapping[bytes, bytes]:
+    """Return the headers of a request, by their names in lower case; of one that came several times the first.
+
+    Example:
+        >>> headers_of({"headers": [(b"accept", b"text/html"), (b"accept", b"*/*")]})
+        {b'accept': b'text/html'}
+    """
+    state = scope.setdefault("state", {})
+    found: dict[bytes, bytes] | None = state.get("headers")
+    if found is None:
+        found = state["headers"] = dict(reversed(scope["headers"]))
+    return found
+
+
 def cross_origin(scope: Scope) -> Refused | None:
     """Return the refusal of a request that a web page of another origin makes its reader's browser send.
 
@@ -150,7 +164,7 @@ def cross_origin(scope: Scope) -> Refused | None:
         >>> cross_origin({"headers": page}).status, cross_origin({"headers": page[1:]})
         (403, None)
     """
-    headers = dict(scope["headers"])
+    headers = headers_of(scope)
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if site is None and origin is None:
         return None

@@ -28,6 +28,8 @@ def masked(text: str) -> str:
         >>> masked("postgresql://db/events?user=me&password=hunter2&sslmode=require")
         'postgresql://db/events?user=me&password=***&sslmode=require'
     """
+    if not ("sluice_" in text or "://" in text or "password=" in text):  # as in nearly all lines
+        return text
     return _SECRETS.sub(lambda m: (m[1] or m[2] or m[3]) + "***", text)
 
 

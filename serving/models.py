@@ -61,6 +61,10 @@ class Models:
         settings: of the deployment.
         on_swap: called with slot and card once a bundle answers.
         on_refusal: called with slot and reason when a bundle is refused.
+
+    Attributes:
+        slots: by their names.
+        default: the slot that answers requests which name none.
     """
 
     def __init__(
@@ -71,16 +75,12 @@ class Models:
         on_refusal: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         self.slots = {name: Slot(name, source) for name, source in settings.slots.items()}
+        self.default = next(iter(self.slots.values()))
         self._settings, self._on_swap, self._on_refusal = settings, on_swap, on_refusal
         # One at a time, and on one core: the others go on serving.
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="load", initializer=torch.set_num_threads, initargs=(1,)
         )
-
-    @property
-    def default(self) -> Slot:
-        """The slot that answers requests which name none."""
-        return next(iter(self.slots.values()))
 
     @property
     def ready(self) -> bool:

@@ -27,6 +27,7 @@ from ctr_models.errors import SluiceError, nearest
 from pipelines.features.online import CandidateColumns
 from pipelines.features.spec import FeatureSpec
 from serving.deadline import DEADLINE, PARAMETER, PASSED, deadline_of
+from serving.limits import headers_of
 from serving.line import line_of
 from serving.schemas import REQUEST_ID, ModelCard, Question, Refused, read_object
 from serving.scorer import Scorer
@@ -239,7 +240,7 @@ def add_routes(
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         found(name, version)  # before a body is read that nobody can answer
         try:
-            deadline = deadline_of(request.headers.get(DEADLINE), request.state.arrived)
+            deadline = deadline_of(headers_of(request.scope).get(DEADLINE), request.state.arrived)
             body = await read(request)
             scorer = found(name, version)
             given = body, request.headers.get(HEADER), scorer

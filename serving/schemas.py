@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
 from itertools import chain, islice
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -46,10 +47,16 @@ class BatchRequest(BaseModel):
 class ModelCard(BaseModel):
     """The model that answered."""
 
+    model_config = ConfigDict(frozen=True)
     name: str
     version: int | None
     hash: str
     gates: dict[str, str]
+
+    @cached_property
+    def shown(self) -> msgspec.Raw:
+        """It as answers show it, made once."""
+        return msgspec.Raw(self.model_dump_json().encode())
 
 
 class Missing(BaseModel):

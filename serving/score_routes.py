@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 
 from serving import arrow
 from serving.deadline import DEADLINE, PARAMETER, PASSED, deadline_of
-from serving.limits import ARROW, JSON, Intake
+from serving.limits import ARROW, JSON, Intake, headers_of
 from serving.line import line_of
 from serving.openapi import BATCH_PATH, SCORE_PATH
 from serving.schemas import BatchResponse, Problems, Question, Refused, ScoreResponse, parse_batch, parse_request
@@ -64,10 +64,10 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         """Raw values in, encoded by the definition that encoded the training data; probabilities out."""
         slot = _slot(request)
         scoring.models.scorer(slot)  # before a body is read that nobody can answer
-        state = request.state
-        deadline = deadline_of(request.headers.get(DEADLINE), state.arrived)
+        state = request.scope["state"]
+        deadline = deadline_of(headers_of(request.scope).get(DEADLINE), state["arrived"])
         kind, body = await intake.take(request, TYPES)
-        state.stages.end("read")
+        state["stages"].end("read")
         if kind == ARROW:
             (asked,) = arrow.parse(body, max_requests=1, max_candidates=most, most=most)
             if isinstance(asked, Refused):
@@ -75,21 +75,21 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         else:
             asked = parse_request(body, max_candidates=most)
         if asked.request_id is not None:
-            state.request_id = asked.request_id
-        state.candidates = len(asked.candidates)
+            state["request_id"] = asked.request_id
+        state["candidates"] = len(asked.candidates)
         answer = await scoring.answer(
             asked,
             slot=slot,
-            request_id=state.request_id,
+            request_id=state["request_id"],
             deadline=deadline,
-            stages=state.stages,
+            stages=state["stages"],
             line=line_of(request.scope),
         )
         if _wants_arrow(request):
-            reply = Response(arrow.reply([answer], [state.request_id]), media_type=ARROW)
+            reply = Response(arrow.reply([answer], [state["request_id"]]), media_type=ARROW)
         else:
             reply = Response(_encode(answer.content()), media_type=JSON)
-        state.stages.end("reply")
+        state["stages"].end("reply")
         return reply
 
     @app.post(
@@ -103,31 +103,31 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         """Takes what many calls would, and shares forward passes among them. A rate counts every request."""
         slot = _slot(request)
         scoring.models.scorer(slot)
-        state = request.state
-        deadline = deadline_of(request.headers.get(DEADLINE), state.arrived)
+        state = request.scope["state"]
+        deadline = deadline_of(headers_of(request.scope).get(DEADLINE), state["arrived"])
         kind, body = await intake.take(request, TYPES)
-        state.stages.end("read")
+        state["stages"].end("read")
         parse = arrow.parse if kind == ARROW else parse_batch
         asked = parse(body, max_requests=per_batch, max_candidates=most, most=together)
         owe = request.scope["state"].get("owe")
         if owe is not None:
             owe(len(asked) - 1)
-        state.candidates = sum(len(one.candidates) for one in asked if isinstance(one, Question))
-        asked, ids = _named(asked, state.request_id)
+        state["candidates"] = sum(len(one.candidates) for one in asked if isinstance(one, Question))
+        asked, ids = _named(asked, state["request_id"])
         answers = await scoring.answer_all(
             asked,
             slot=slot,
             request_ids=ids,
             deadline=deadline,
-            stages=state.stages,
+            stages=state["stages"],
             line=line_of(request.scope),
         )
         if _wants_arrow(request):
             reply = Response(arrow.reply(answers, ids), media_type=ARROW)
         else:
             replies = [_told(answer, one) for answer, one in zip(answers, ids, strict=True)]
-            reply = Response(_encode({"replies": replies, "request_id": state.request_id}), media_type=JSON)
-        state.stages.end("reply")
+            reply = Response(_encode({"replies": replies, "request_id": state["request_id"]}), media_type=JSON)
+        state["stages"].end("reply")
         return reply
 
 
@@ -164,7 +164,7 @@ def _told(answer: Answer | Refused, request_id: str) -> dict[str, Any]:
 
 
 def _wants_arrow(request: Request) -> bool:
-    return ARROW in request.headers.get("accept", "")
+    return ARROW.encode() in headers_of(request.scope).get(b"accept", b"")
 
 
 def _slot(request: Request) -> str | None:

@@ -48,8 +48,8 @@ class Answer:
     stored: StoredFeatures | None
 
     def content(self) -> dict[str, Any]:
-        """Return it as JSON shows it."""
-        content = {"scores": self.scores.tolist(), "model": self.model.model_dump(), "request_id": self.request_id}
+        """Return it as JSON shows it, for msgspec to encode."""
+        content = {"scores": self.scores.tolist(), "model": self.model.shown, "request_id": self.request_id}
         content |= self.said
         return content if self.stored is None else content | {"features": self.stored.model_dump()}
 

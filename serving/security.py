@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
 
 from ctr_models.errors import ConfigError, explain, nearest
 from pipelines.features.files import atomic_write
-from serving.limits import refusal
+from serving.limits import headers_of, refusal
 from serving.monitoring import Metrics
 from serving.rates import Limiter
 from serving.schemas import Refused
@@ -259,9 +258,9 @@ class Guard:
         await self.app(scope, receive, send)
 
     def _key(self, keys: Keyring, scope: Connection) -> Key:
-        headers = Headers(scope=scope)
-        kind, _, bearer = headers.get("authorization", "").partition(" ")
-        token = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        headers = headers_of(scope)
+        kind, _, bearer = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        token = bearer.strip() if kind.lower() == "bearer" else headers.get(b"x-api-key", b"").decode("latin-1")
         page = scope["path"] == PAGE
         if page and kind.lower() == "basic":
             token = _password(bearer)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from serving.limits import ARROW, JSON, Admit, Intake, content_type, cross_origin
+from serving.limits import ARROW, JSON, Admit, Intake, content_type, cross_origin, headers_of
 from serving.schemas import Refused
 
 
@@ -79,6 +79,14 @@ def test_what_a_request_held_is_free_when_it_ends(ends: str) -> None:
         assert ends != "well"
     assert seen == [(1, 50)]
     assert (door.in_hand, door.held) == (0, 0)
+
+
+def test_of_a_header_that_comes_several_times_the_first_counts() -> None:
+    scope = {"headers": [(b"content-type", b"text/html"), (b"content-type", JSON.encode()), (b"accept", b"*/*")]}
+    assert headers_of(scope) == {b"content-type": b"text/html", b"accept": b"*/*"}
+    assert headers_of(scope) is headers_of(scope)
+    with pytest.raises(Refused):
+        content_type(headers_of(scope), (JSON,))
 
 
 def test_pages_of_this_server_may_ask() -> None:

@@ -6,10 +6,20 @@ import json
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from ctr_models.errors import RequestError
-from serving.schemas import Question, Refused, examine, parse_batch, parse_request, read_object, refused_value
+from serving.schemas import (
+    ModelCard,
+    Question,
+    Refused,
+    examine,
+    parse_batch,
+    parse_request,
+    read_object,
+    refused_value,
+)
 
 COLUMNS = ("user_id", "hour", "item_id", "price", "tags", "a.b")
 
@@ -134,3 +144,11 @@ def test_a_request_of_a_batch_that_holds_nan_is_refused_alone() -> None:
     assert none.problems[0].type == "object_type"
     assert isinstance(large, Refused)
     assert large.problems[0].type == "too_many_candidates"
+
+
+def test_a_card_is_written_once_and_shown_often() -> None:
+    card = ModelCard(name='cl"icks', version=None, hash="ab", gates={"cross": "none:cd"})
+    assert card.shown is card.shown
+    told = msgspec.json.encode({"model": card.shown})
+    assert json.loads(told) == {"model": card.model_dump()}
+    assert ModelCard.model_validate(card.model_dump()) == card
