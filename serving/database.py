@@ -69,7 +69,8 @@ assignments = sa.Table(
     sa.Column("arm", sa.String(100), nullable=False),
     sa.Column("request_id", sa.String(128), nullable=False),
     sa.Column("shown", sa.Integer, nullable=False),
-    sa.Index("ix_sluice_assignments_request", "request_id", "experiment", "time"),
+    # With all that sums over an arm's events need of a row.
+    sa.Index("ix_sluice_assignments_request", "request_id", "experiment", "time", "arm", "shown"),
     sqlite_with_rowid=False,
 )
 """An exposure in an experiment, as a narrow row."""
@@ -122,6 +123,8 @@ events = sa.Table(
     sa.Column("item", sa.Text),
     sa.Column("value", sa.Float),
 )
+_by_request = events.c.request_id.is_not(None)
+sa.Index("ix_sluice_events_request", events.c.request_id, sqlite_where=_by_request, postgresql_where=_by_request)
 
 
 SILENT_SECONDS = 5.0

@@ -56,7 +56,7 @@ class Metrics:
         )
         self.outcomes = Counter(
             "sluice_arm_events",
-            "Events that name a request of an arm, each counted once.",
+            "Events that name a request of an arm, a candidate's of each type once.",
             ["experiment", "arm", "type"],
             registry=own,
         )

@@ -174,3 +174,23 @@ def test_only_the_owner_reads_what_users_did(database: Database, path: Path) -> 
     files = sorted(path.parent.glob("events.db*"))
     assert len(files) == 3 and all(file.stat().st_mode & 0o077 == 0 for file in files)
     database.close()
+
+
+def test_a_database_of_before_gets_its_indices_by_the_statements_of_the_docs(database: Database) -> None:
+    docs = Path(__file__).parents[2] / "docs" / "live-experiments.md"
+    statements = docs.read_text().split("```sql")[1].split("```")[0]
+    asked = "SELECT event_id FROM sluice_events WHERE request_id IN ('a', 'b') AND time >= 0"
+
+    def indices() -> dict[str, str]:
+        with database.reading() as connection:
+            found = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE sql LIKE '%INDEX%'").all()
+            plan = str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}").all())
+        assert "ix_sluice_events_request (request_id=?)" in plan
+        return {name: "".join(sql.split()) for name, sql in found}
+
+    new = indices()
+    with database.writing() as connection:
+        connection.exec_driver_sql("DROP INDEX ix_sluice_events_request")
+        for statement in filter(str.strip, statements.split(";")):
+            connection.exec_driver_sql(statement)
+    assert indices() == new

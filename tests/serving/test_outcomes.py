@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,25 +23,26 @@ from serving.schemas import ModelCard
 CARD = ModelCard(name="clicks", version=3, hash="ab", gates={})
 
 
-def event(name: str, request: str | None, kind: str = "click", received: int = 5) -> Row:
-    values = {"event_id": name, "time": 0, "received": received, "type": kind, "request_id": request}
-    return EVENTS, {**values, "unit": "7", "item": "a"}
+def event(name: str, request: str | None, kind: str = "click", received: int = 5, **more: Any) -> Row:
+    values = {"event_id": name, "time": time.time_ns() // 1000, "received": received, "type": kind}
+    return EVENTS, {**values, "request_id": request, "unit": "7", **(more or {"item": "a"})}
 
 
-def shown(request: str, arm: str, shadow: tuple[str, str] | None = None) -> list[Row]:
+def shown(request: str, arm: str, shadow: tuple[str, str] | None = None, items: str = "a") -> list[Row]:
     dealt = (Assignment("gates", "7", Arm(name=arm), (), 0.0), Assignment("prices", "7", Arm(name="low"), (), 0.0))
-    given: Any = ({"user_id": 7}, {}, [{"item_id": "a"}])
-    scores = np.array([0.5], dtype=np.float32)
+    given: Any = ({"user_id": 7}, {}, [{"item_id": item} for item in items])
+    scores = np.linspace(0.5, 0.1, len(items), dtype=np.float32)
     row = exposure(
         request_id=request,
         given=given,
         scores=scores,
         card=CARD,
         schema_hash="ef",
+        item="item_id",
         assignments=dealt,
         shadow=shadow,
     )
-    return [row, *assigned(row, dealt, 1, shadow=shadow)]
+    return [row, *assigned(row, dealt, len(items), shadow=shadow)]
 
 
 @pytest.fixture
@@ -98,6 +100,32 @@ def test_an_event_of_a_request_that_was_sent_again_counts_once(
     outcomes.took([event("e1", "r1")])
     asyncio.run(outcomes.count())
     assert count(registry, "gates", "open") == 1
+
+
+def test_a_candidate_counts_once_however_often_and_however_it_is_named(
+    database: Database, registry: CollectorRegistry, outcomes: Outcomes
+) -> None:
+    database.insert([*shown("r1", "open", items="abca"), *shown("r2", "open", items="ab")])
+    clicks = [
+        event("place", "r1", candidate=1),
+        event("item", "r1", item="b", received=6),
+        event("again", "r1", candidate=1, received=7),
+        event("first", "r1", item="a"),
+        event("no candidate", "r1", item="x"),
+        event("other", "r2", item="b"),
+        event("kind", "r1", "conversion", item="b"),
+    ]
+    for rows in (clicks[2:], clicks[:2]):  # of two processes: who comes last may be heard of first
+        database.insert(rows)
+    for rows in (clicks[2:], clicks[:2]):
+        outcomes.took(rows)
+        asyncio.run(outcomes.count())
+    assert (count(registry, "gates", "open"), count(registry, "gates", "open", "conversion")) == (4, 1)
+    late = [event("late", "r1", candidate=0, received=8), event("new", "r1", candidate=2, received=9)]
+    database.insert(late)
+    outcomes.took(late)
+    asyncio.run(outcomes.count())
+    assert count(registry, "gates", "open") == 5
 
 
 def test_what_is_still_in_a_spool_is_counted_later(
