@@ -80,5 +80,5 @@ class Limiter:
             finally:
                 os.close(handle)
         except OSError as error:
-            log.warning("the rate of key %s is counted by this worker alone (%s)", name, error.strerror)
+            log.warning("the rate of %s is counted by this worker alone (%s)", name, error.strerror)
             return [0.0]

@@ -13,6 +13,7 @@ import re
 import secrets
 import stat
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -45,6 +46,8 @@ _TOKEN = re.compile(r"sluice_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 _NOBODY = "0" * 64
 GUESSES = 20
 """Wrong keys of one address, at once and a minute, that are looked at closely enough to be called wrong."""
+GROUPS = 1024
+"""Of addresses, by their hash, so that whoever has many of them fills no memory."""
 
 
 class Key(BaseModel):
@@ -236,12 +239,12 @@ class Guard:
         app: what is guarded.
         keys: who may pass; None lets everyone.
         metrics: counts those turned away.
-        folder: where the workers of a server count the requests of each key together; None: there is one alone.
+        folder: where the workers of a server count requests and wrong keys together; None: there is one alone.
     """
 
     def __init__(self, app: ASGIApp, keys: Keyring | None, metrics: Metrics, folder: Path | None = None) -> None:
         self.app, self.keys, self.metrics = app, keys, metrics
-        self.limiter, self.guesses = Limiter(folder), Limiter()
+        self.limiter = Limiter(folder)
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         if self.keys is None or scope["type"] != "http" or scope["path"] in OPEN:
@@ -266,7 +269,7 @@ class Guard:
             token = _password(bearer)
         key = keys.find(token)
         if key is None:
-            seconds = self.guesses.take((scope.get("client") or ("",))[0], GUESSES / 60, GUESSES) if token else 0.0
+            seconds = self.limiter.take(_guesser(scope), GUESSES / 60, GUESSES) if token else 0.0
             if seconds:
                 raise _refused(429, "too many wrong keys from this address", "rate_limited", _after(seconds))
             message = "the key is unknown or has expired" if token else "a key is needed"
@@ -281,6 +284,12 @@ class Guard:
         if seconds:
             raise _refused(429, f"more than {key.rate:g} requests a second", "rate_limited", _after(seconds))
         return key
+
+
+def _guesser(scope: Connection) -> str:
+    """Return the name under which an address's wrong keys are counted; addresses of one group share it."""
+    address = (scope.get("client") or ("",))[0]
+    return f"guesses-{zlib.crc32(address.encode()) % GROUPS}"
 
 
 def _password(basic: str) -> str:

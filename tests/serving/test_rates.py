@@ -66,7 +66,7 @@ def test_workers_share_what_was_counted_and_so_does_a_replacement(tmp_path: Path
 def test_where_nothing_can_be_shared_each_counts_alone_and_says_so(tmp_path: Path, caplog) -> None:
     limiter = Limiter(tmp_path / "gone", clock=lambda: 0.0)
     assert [limiter.take("a", 1, 2) == 0 for _ in range(3)] == [True, True, False]
-    assert "the rate of key a is counted by this worker alone (No such file or directory)" in caplog.text
+    assert "the rate of a is counted by this worker alone (No such file or directory)" in caplog.text
     assert len(caplog.records) == 1
 
 

@@ -22,7 +22,8 @@ from pipelines.cli import build_app
 from serving import key_commands
 from serving.monitoring import Metrics
 from serving.observe import Observe
-from serving.security import Guard, KeyFile, Keyring, needed_scope, new_key
+from serving.schemas import Refused
+from serving.security import GROUPS, GUESSES, Guard, KeyFile, Keyring, needed_scope, new_key
 
 ASKED = {
     "/v1/score": "score",
@@ -40,7 +41,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "keys.json"
 
 
-def client(file: Path | None) -> TestClient:
+def client(file: Path | None, folder: Path | None = None, address: str = "192.0.2.1") -> TestClient:
     def say(request):
         return PlainTextResponse("in")
 
@@ -56,9 +57,10 @@ def client(file: Path | None) -> TestClient:
     )
     metrics = Metrics()
     app = Starlette(routes=[Route(path, say, methods=["GET", "POST"]) for path in paths])
-    app.add_middleware(Guard, keys=None if file is None else Keyring(file, every=0), metrics=metrics)
+    keys = None if file is None else Keyring(file, every=0)
+    app.add_middleware(Guard, keys=keys, metrics=metrics, folder=folder)
     app.add_middleware(Observe, metrics=metrics)
-    return TestClient(app)
+    return TestClient(app, client=(address, 50_000))
 
 
 def status(server: TestClient, path: str, token: str | None = None) -> int:
@@ -198,6 +200,36 @@ def test_too_many_requests_are_told_when_to_come_back(file) -> None:
     assert [a.status_code for a in answers] == [200, 200, 429]
     assert 1 <= int(answers[-1].headers["retry-after"]) <= 2
     assert status(server, "/v1/score", other) == 200
+
+
+def test_wrong_keys_of_an_address_are_counted_by_all_workers_together(file, tmp_path) -> None:
+    token, key = new_key({"score"})
+    KeyFile(keys=(key,)).write(file)
+    (folder := tmp_path / "shared").mkdir()
+    workers = [client(file, folder) for _ in range(2)]
+    told = [status(workers[i % 2], "/v1/score", "wrong") for i in range(GUESSES + 4)]
+    assert told == [401] * GUESSES + [429] * 4
+    answer = client(file, folder).post("/v1/score", headers={"X-API-Key": "wrong"})  # of a replacement
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+    assert [status(one, "/v1/score", token) for one in workers] == [200, 200]
+    assert [status(one, "/v1/score") for one in workers] == [401, 401]  # no key is no guess
+    assert status(client(file, folder, "192.0.2.2"), "/v1/score", "wrong") == 401
+
+
+def test_whoever_has_many_addresses_fills_no_memory(file, tmp_path) -> None:
+    KeyFile().write(file)
+    keys = Keyring(file)
+    guard = Guard(PlainTextResponse("in"), keys, Metrics(), tmp_path)
+    for i in range(3 * GROUPS):
+        scope = {
+            "type": "http",
+            "path": "/v1/score",
+            "headers": [(b"x-api-key", b"wrong")],
+            "client": (f"::{i:x}", 1),
+        }
+        with pytest.raises(Refused):
+            guard._key(keys, scope)
+    assert len(list(tmp_path.glob("*.rate"))) <= GROUPS
 
 
 @pytest.mark.parametrize(
