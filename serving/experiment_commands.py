@@ -137,7 +137,7 @@ def _switch(experiment: str, arm: str, reason: str, events: str, *, paused: bool
 
 @contextmanager
 def _opened(url: str) -> Iterator[tuple[Database, Experiments]]:
-    from ctr_models.errors import DataError
+    from ctr_models.errors import ConfigError, DataError
     from serving.database import REMEDY, Database, Unavailable
     from serving.experiments import Experiments
 
@@ -146,6 +146,9 @@ def _opened(url: str) -> Iterator[tuple[Database, Experiments]]:
     try:
         kept.refresh()
         yield database, kept
+    except ConfigError as error:  # a word that this database does not know; there may be others
+        where = ": ".join(filter(None, (database.name, error.where)))
+        raise ConfigError(error.problem, where=where, remedy=error.remedy) from None
     except Unavailable as error:
         raise DataError(f"the database can't be used ({error})", where=database.name, remedy=REMEDY) from None
     finally:

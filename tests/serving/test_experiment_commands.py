@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from ctr_models.errors import ConfigError
 from pipelines.cli import build_app
 from pipelines.experiments.experiment import Experiment
 from serving.database import MATCHES
@@ -26,15 +27,9 @@ def live(filled: Any) -> Any:
     return filled
 
 
-def test_results_check_pause_and_resume(live: Any) -> None:
-    url = (
-        live.database.engine.url.render_as_string()
-        if live.database._path is None
-        else f"sqlite:///{live.database._path}"
-    )
-
+def test_results_check_pause_and_resume(live: Any, events_url: str) -> None:
     def run(*words: str) -> Any:
-        return CliRunner().invoke(build_app(), ["experiments", *words, "--events", url])
+        return CliRunner().invoke(build_app(), ["experiments", *words, "--events", events_url])
 
     told = run("results", "gates", "--json", "-")
     assert told.exit_code == 0, told.output
@@ -53,8 +48,24 @@ def test_results_check_pause_and_resume(live: Any) -> None:
     assert run("resume", "gates", "gated", "--reason", "mended").exit_code == 0
     assert run("pause", "gates", "gated", "--reason", "broken again").exit_code == 0
     assert "broken again" in run("results", "gates").stdout
-    wrong = run("results", "gate")
-    assert wrong.exit_code != 0 and "'gates'" in str(wrong.exception)
+
+
+def test_who_is_wrong_about_a_name_is_told_where_it_was_looked_for(live: Any, events_url: str) -> None:
+    url = events_url.replace("://sluice@", "://sluice:secret@")
+    name = url.replace("secret", "***")
+
+    def told(*words: str) -> str:
+        ran = CliRunner().invoke(build_app(), ["experiments", *words, "--events", url])
+        assert isinstance(ran.exception, ConfigError)
+        return str(ran.exception)
+
+    unknown = f"{name}: no experiment 'gate'. did you mean 'gates'? known: 'gates'."
+    assert told("results", "gate") == told("pause", "gate", "gated", "--reason", "none") == unknown
+    arm = told("pause", "gates", "gaetd", "--reason", "none")
+    assert (
+        arm
+        == f"{name}: experiment 'gates': no arm 'gaetd' that could be paused. did you mean 'gated'? known: 'gated'."
+    )
 
 
 @pytest.mark.parametrize(
