@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,6 +78,7 @@ class BenchReport:
         Raises:
             ConfigError: a bar is not ``key=number`` or names no figure.
         """
+        known(self.figures, at_least, at_most)
         sentences = []
         for bars, word, holds in (
             (at_least, "least", lambda figure, bar: figure >= bar),
@@ -85,8 +86,6 @@ class BenchReport:
         ):
             for text in bars or ():
                 key, bar = _bar(text, f"--at-{word}")
-                if key not in self.figures:
-                    raise ConfigError(f"no figure {key!r}", where=f"--at-{word}", remedy=nearest(key, self.figures))
                 figure = self.figures[key]
                 if not holds(figure, bar):  # nan misses every bar
                     sentences.append(f"{key} is {figure:.6g}, at {word} {bar:.6g} was asked for")
@@ -147,6 +146,33 @@ class BenchReport:
                 "system": sys.platform,
             },
         }
+
+
+def known(
+    figures: Iterable[str], at_least: Sequence[str] | None = None, at_most: Sequence[str] | None = None
+) -> None:
+    """Refuse bars for figures that there are not; before anything is measured, if it is known what there will be.
+
+    Args:
+        figures: their names.
+        at_least: bars, as ``key=value``.
+        at_most: bars, as ``key=value``.
+
+    Raises:
+        ConfigError: a bar names none of them; with the nearest.
+
+    Example:
+        >>> known(["ratio_copy", "peak_mb"], at_least=["ratio_coy=0.4"])
+        Traceback (most recent call last):
+            ...
+        ctr_models.errors.ConfigError: --at-least: no figure 'ratio_coy'. did you mean 'ratio_copy'? ...
+    """
+    names = set(figures)
+    for bars, option in ((at_least, "--at-least"), (at_most, "--at-most")):
+        for text in bars or ():
+            key, _ = _bar(text, option)
+            if key not in names:
+                raise ConfigError(f"no figure {key!r}", where=option, remedy=nearest(key, names))
 
 
 def _bar(text: str, option: str) -> tuple[str, float]:

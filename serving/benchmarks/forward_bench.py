@@ -45,7 +45,7 @@ def main(
     from pipelines.benchmarks.measure import timed
     from pipelines.release.bundle import Bundle
     from pipelines.release.example import example_bundle
-    from serving.benchmarks.serve_bench import requests, synthetic
+    from serving.benchmarks.synthetic import bundles, requests
     from serving.forward import MEASURED_ROWS
     from serving.scorer import Scorer, card_of
 
@@ -54,7 +54,7 @@ def main(
     report, ratios = BenchReport("Forward passes, on one core", columns), list[float]()
     with tempfile.TemporaryDirectory() as scratch:
         made = [] if bundle else [example_bundle(Path(scratch) / "lists", model="din").directory]
-        for place, path in enumerate(bundle or [*synthetic(Path(scratch)), *made], 1):
+        for place, path in enumerate(bundle or [*bundles(Path(scratch)), *made], 1):
             loaded = Bundle.load(path)
             name = f"{place}_{loaded.model.name}"
             begin = time.perf_counter()

@@ -7,11 +7,16 @@ connections, and of an answer no more is read than its status and its length.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
+
+K = TypeVar("K")
 
 
 @dataclass
@@ -20,15 +25,25 @@ class Load:
 
     Args:
         rows: candidates of a request.
-        seconds: from the first request to the last answer.
+        seconds: how long it lasted.
         latencies: seconds of each request that was answered with 200.
         others: answers by another status; 0 is a connection that ended without one.
+
+    Example:
+        >>> both = Load(100, 0.5, [0.010] * 40) + Load(100, 0.5, [0.020] * 20, {503: 1})
+        >>> both.rows_per_second, both.milliseconds(50), both.others
+        (6000.0, 10.0, {503: 1})
     """
 
     rows: int
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
     others: dict[int, int] = field(default_factory=dict)
+
+    def __add__(self, other: Load) -> Load:
+        """Return both together, as if the one had gone on where the other ended."""
+        others = dict(Counter(self.others) + Counter(other.others))
+        return Load(self.rows, self.seconds + other.seconds, self.latencies + other.latencies, others)
 
     @property
     def requests_per_second(self) -> float:
@@ -116,8 +131,13 @@ def messages(port: int, path: str, bodies: Sequence[bytes]) -> list[bytes]:
     return [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
 
 
-def load(port: int, path: str, bodies: Sequence[bytes], *, rows: int, clients: int, seconds: float) -> Load:
+def load(
+    port: int, path: str, bodies: Sequence[bytes], *, rows: int, clients: int, seconds: float, warm: float = 0.0
+) -> Load:
     """Send requests for some seconds, as fast as answers come.
+
+    After a warm-up, what is counted begins with an answer and ends with one, so that answers that come several at a
+    time are not cut apart; of the clients all are under way by then. What was sent within is waited for.
 
     Args:
         port: on 127.0.0.1.
@@ -125,28 +145,36 @@ def load(port: int, path: str, bodies: Sequence[bytes], *, rows: int, clients: i
         bodies: of the requests, in turn.
         rows: candidates of each.
         clients: connections; each sends its next request when it has its answer.
-        seconds: how long.
+        seconds: how long, at least.
+        warm: seconds before; what is sent in them is not counted.
     """
-    return asyncio.run(_load(port, messages(port, path, bodies), rows, clients, seconds))
+    return asyncio.run(_load(port, messages(port, path, bodies), rows, clients, seconds, warm))
 
 
-async def _load(port: int, requests: Sequence[bytes], rows: int, clients: int, seconds: float) -> Load:
+async def _load(port: int, requests: Sequence[bytes], rows: int, clients: int, seconds: float, warm: float) -> Load:
     loop, found = asyncio.get_running_loop(), Load(rows)
     sent: dict[Connection, float] = {}
     number, left = 0, clients
+    start, begin, end = 0.0, math.inf, math.inf
     over = asyncio.Event()
 
     def answered(connection: Connection, status: int) -> None:
+        nonlocal begin, end
         now = time.perf_counter()
-        if status == 200:
-            found.latencies.append(now - sent[connection])
-        else:
-            found.others[status] = found.others.get(status, 0) + 1
+        if sent[connection] >= begin:
+            if status == 200:
+                found.latencies.append(now - sent[connection])
+            else:
+                found.others[status] = found.others.get(status, 0) + 1
+        elif now >= start + warm:
+            begin = min(begin, now)
+        if now >= begin + seconds:
+            end = min(end, now)
         send(connection, now)
 
     def send(connection: Connection, now: float) -> None:
         nonlocal number, left
-        if now >= end or connection.closed:
+        if now >= begin + seconds or connection.closed:
             left -= 1
             if not left:
                 over.set()
@@ -158,12 +186,60 @@ async def _load(port: int, requests: Sequence[bytes], rows: int, clients: int, s
     connections = [
         (await loop.create_connection(lambda: Connection(answered), "127.0.0.1", port))[1] for _ in range(clients)
     ]
-    begin = time.perf_counter()
-    end = begin + seconds
+    start = time.perf_counter()
+    begin = math.inf if warm else start
     for connection in connections:
-        send(connection, begin)
+        send(connection, start)
     await over.wait()
-    found.seconds = time.perf_counter() - begin
+    found.seconds = min(end, time.perf_counter()) - (start if begin == math.inf else begin)
     for connection in connections:
         connection.close()
+    return found
+
+
+def calls(one: Callable[[], object], *, rows: int, seconds: float, warm: float = 0.0) -> Load:
+    """Call a function again and again, in this process: the same load without a server.
+
+    Args:
+        one: what is called.
+        rows: candidates of a call.
+        seconds: how long, at least.
+        warm: seconds before that are not counted.
+
+    Example:
+        >>> found = calls(lambda: time.sleep(0.001), rows=5, seconds=0.01)
+        >>> found.seconds >= 0.01 and found.milliseconds(50) >= 1
+        True
+    """
+    found, start = Load(rows), time.perf_counter()
+    while time.perf_counter() < start + warm:
+        one()
+    begin = last = time.perf_counter()
+    while last < begin + seconds:
+        one()
+        now = time.perf_counter()
+        found.latencies.append(now - last)
+        last = now
+    found.seconds = last - begin
+    return found
+
+
+def in_turns(
+    turns: Mapping[K, Callable[[], Load]], rounds: int, begins: Callable[[int], object] = lambda number: None
+) -> dict[K, Load]:
+    """Return what became of each, together over the rounds; in a round each has one turn.
+
+    So what is compared was measured in the same seconds: the speed of a machine that others use too may double from
+    one minute to the next.
+
+    Args:
+        turns: what is measured.
+        rounds: how many.
+        begins: called with the number of a round, from 1.
+    """
+    found: dict[K, Load] = {}
+    for number in range(1, rounds + 1):
+        begins(number)
+        for key, turn in turns.items():
+            found[key] = found[key] + turn() if key in found else turn()
     return found

@@ -126,6 +126,8 @@ class _Source:
         self.sent, self.taken = np.full(len(due), np.inf), np.full(len(due), np.nan)
         self.status = np.zeros(len(due), dtype=np.int64)
         self.begin = time.perf_counter()
+        if not self.left:
+            self.over.set()
         watching = asyncio.create_task(self._watch(every, watch))
         self._tick()
         with suppress(TimeoutError):

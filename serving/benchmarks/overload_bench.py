@@ -63,13 +63,13 @@ def main(
     from rich.console import Console
 
     from pipelines.release.bundle import Bundle
-    from serving.benchmarks.serve_bench import synthetic
+    from serving.benchmarks.synthetic import bundles
 
     torch.set_num_threads(1)
     columns = ["part", "asked req/s", "sent req/s", "200 req/s", "p50 ms", "p99 ms", "503 req/s", "503 p99 ms"]
     report = BenchReport(f"Overload, {times:g} times capacity, {seconds:g} s, {os.cpu_count()} cores", columns)
     with tempfile.TemporaryDirectory() as scratch:
-        served = Bundle.load(bundle or synthetic(Path(scratch))[0])
+        served = Bundle.load(bundle or bundles(Path(scratch))[0])
         with progress(Console(stderr=True), len(CLIENTS) + 2) as step:
             _measure(report, served, Path(scratch), seconds, times, step)
     report.note("one server process with one worker, default limits, no exposures kept")
@@ -90,7 +90,7 @@ def _measure(
 
     from serving.benchmarks.cores import apart
     from serving.benchmarks.open_loop import offer
-    from serving.benchmarks.serve_bench import requests
+    from serving.benchmarks.synthetic import requests
     from serving.client import running_server
 
     bodies = [json.dumps(r).encode() for r in requests(bundle, CANDIDATES)]
@@ -146,8 +146,7 @@ def _capacity(
     cells = []
     for clients in CLIENTS:
         step(f"{clients} clients")
-        load(port, PATH, bodies, rows=CANDIDATES, clients=clients, seconds=seconds / 5)
-        cell = load(port, PATH, bodies, rows=CANDIDATES, clients=clients, seconds=seconds)
+        cell = load(port, PATH, bodies, rows=CANDIDATES, clients=clients, seconds=seconds, warm=seconds / 5)
         p50, p99, refused = cell.milliseconds(50), cell.milliseconds(99), cell.others.get(503, 0) / cell.seconds
         rate = cell.requests_per_second
         report.row(f"{clients} clients", "", "", rate, p50, p99, refused, "")

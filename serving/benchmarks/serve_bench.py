@@ -1,55 +1,50 @@
 """What a served bundle does over HTTP: latency and rows a second, against MLflow's server and the bare pass.
 
-Server and load generator share the machine, each a process of its own; the server has one worker. How often the
-machine itself stands still is measured too. All figures of a bundle come from one run, one after the other:
+Server and load generator share the machine, each a process of its own; the server has one worker. What a ratio
+compares is measured in the same seconds, since the speed of a machine that others use too may double from one
+minute to the next: both servers are up, an idle one takes less than a hundredth of a core, and all that a group
+holds takes turns of half a second, round by round:
 
-served
-    ``sluice serve``, without exposures unless told: some seconds for each number of clients and of candidates;
-half
-    at half of the requests a second that it reached with 100 candidates, evenly spaced, with the generator on the
-    last core and the server on the others;
-forward
-    the pass that the server runs for 500 candidates of one user, alone on one core, without HTTP, JSON or encoding,
-    and the same with layers in eight bits, where the bundle names some;
-mlflow
-    ``mlflow models serve`` of the first bundle, one client.
+1, 100, 500 candidates
+    ``sluice serve``, without exposures unless told, with each number of clients; of the first bundle
+    ``mlflow models serve`` with the fewest; and among those of 500 the pass that the server runs for the candidates
+    of one user, alone on one core while the servers are idle, without HTTP, JSON or encoding, and the same with
+    layers in eight bits, where the bundle names some;
+half of capacity
+    one client; the number of clients that reached most requests a second with 100 candidates; and half of what they
+    reached in this round, evenly spaced. In all three the generator is on the last core, the server on the others.
+
+The figures of a cell are those of all its rounds together: percentiles of all latencies, rows of all rounds over
+their seconds. Ratios are those of such figures, so that they can be checked by the table; the median of the rounds'
+ratios scattered as much when it was tried. How often the machine itself stands still is measured too.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath, progress
+from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath, known, progress
 
 if TYPE_CHECKING:
     from pipelines.release.bundle import Bundle
     from serving.benchmarks.load import Load
 
 CLIENTS, CANDIDATES = (1, 8, 64), (1, 100, 500)
-REQUESTS = 16
-"""Different requests of each size, sent in turn."""
-FRAPPE = dict(
-    user=957, item=4082, daytime=7, weekday=7, weekend=2, homework=3, cost=2, weather=9, country=80, city=233
-)
-FINALMLP = {
-    "name": "finalmlp",
-    "mlp1": {"hidden": [400], "batch_norm": True},
-    "mlp2": {"hidden": [100], "batch_norm": True},
-    "heads": 5,
-    "gates": {"feature": {"name": "sigmoid2", "context": ["user", "item"], "hidden": [400]}},
-}
+TURN = 0.5
+"""Seconds of a turn, about; a warm-up of a fifth is not counted."""
+PASS, INT8 = "forward pass", "forward pass, int8"
+CELL = ("p50_ms", "p95_ms", "p99_ms", "rows_per_second")
 
 
 def main(
@@ -60,7 +55,7 @@ def main(
             show_default="untrained ones, FinalMLP of Frappe's ten fields and GDCN of 39",
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Of each cell, a warm-up of a fifth not counted.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each cell, in turns of half a second.")] = 5.0,
     clients: Annotated[list[int] | None, typer.Option(help="Repeatable.", show_default="1, 8, 64")] = None,
     mlflow: Annotated[bool, typer.Option(help="Compare with mlflow models serve.")] = True,
     int8: Annotated[
@@ -80,291 +75,234 @@ def main(
     import torch
     from rich.console import Console
 
+    from pipelines.release.bundle import Bundle
     from serving.benchmarks.cores import pauses
+    from serving.benchmarks.synthetic import bundles
 
     torch.set_num_threads(1)
     columns = ["bundle", "server", "clients", "candidates", "p50 ms", "p95 ms", "p99 ms", "rows/s", "refused"]
     report = BenchReport(f"Serving, {seconds:g} s a cell, {os.cpu_count()} cores", columns)
-    many = tuple(clients or CLIENTS)
-    report.figures |= pauses(seconds)
+    many, rounds = sorted(set(clients or CLIENTS)), max(1, round(seconds / TURN))
     with tempfile.TemporaryDirectory() as scratch:
-        paths = bundle or synthetic(Path(scratch))
-        steps = len(paths) * (len(many) * len(CANDIDATES) + 2) + (len(CANDIDATES) + 1 if mlflow else 0)
-        with progress(Console(stderr=True), steps) as step:
-            for place, path in enumerate(paths):
-                bench = _Bench(report, path, place, Path(scratch), seconds, step, int8=int8, events=events)
-                bench.served(many)
-                bench.forward(small=place == 0, large=place == len(paths) - 1)
+        served = [Bundle.load(path) for path in bundle or bundles(Path(scratch))]
+        known(figures(served, many, mlflow=mlflow), at_least, at_most)
+        report.figures |= pauses(seconds)
+        with progress(Console(stderr=True), len(served) * (rounds * (len(CANDIDATES) + 1) + 1)) as step:
+            for place, one in enumerate(served):
+                bench = _Bench(report, one, name_of(place, one), seconds / rounds, rounds, step)
+                with bench.servers(Path(scratch), int8=int8, events=events, mlflow=mlflow and place == 0) as up:
+                    bench.measure(up, many)
+                bench.against_forward(int8=int8, small=place == 0, large=one is served[-1])
                 if mlflow and place == 0:
-                    bench.mlflow()
+                    bench.against_mlflow(many[0])
     report.note(
         "rows/s of answers with status 200; one server process with one worker; latencies as a client sees them"
     )
+    report.note(f"{rounds} rounds of {seconds / rounds:.2g} s; what a ratio compares took turns in each")
     report.note("every exposure durable before its answer" if events else "no exposures kept, as MLflow keeps none")
     report.note(
         "the machine alone stood still {machine_pauses_per_second:.1f} times a second, {machine_paused_share:.2%} "
         "of the time, {machine_longest_pause_ms:.1f} ms at most".format_map(report.figures)
     )
     report.note("ratio_forward, ratio_forward_small: best rows/s with 500 candidates over those of the pass alone")
+    report.note("half: of capacity; it, capacity and one client unloaded have the generator on a core of its own")
     report.finish(json, at_least, at_most)
 
 
+def name_of(place: int, bundle: Bundle) -> str:
+    """Return how the figures name a bundle: by its place on the command line and its model."""
+    return f"{place + 1}_{bundle.model.name}"
+
+
+def figures(served: Sequence[Bundle], clients: Sequence[int], *, mlflow: bool) -> Iterator[str]:
+    """Yield the names of all figures that there will be.
+
+    Args:
+        served: the bundles.
+        clients: the numbers of clients.
+        mlflow: whether its server is measured too.
+    """
+    yield from ("machine_pauses_per_second", "machine_paused_share", "machine_longest_pause_ms")
+    yield from ("ratio_forward", "ratio_forward_small")
+    if mlflow:
+        yield from ("ratio_mlflow", "ratio_mlflow_500", "p99_over_mlflow")
+    for place, bundle in enumerate(served):
+        name = name_of(place, bundle)
+        cells = [f"sluice_{c}_{n}" for c in clients for n in CANDIDATES]
+        cells += [f"sluice_{part}_100" for part in ("unloaded", "capacity", "half")]
+        if mlflow and place == 0:
+            cells += [f"mlflow_{clients[0]}_{n}" for n in CANDIDATES]
+        yield from (f"{name}_{cell}_{what}" for cell in cells for what in CELL)
+        yield from (f"{name}_p99_half_over_p50", f"{name}_forward_rows_per_second")
+        if bundle.int8 is not None:
+            yield f"{name}_int8_speedup"
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A server that is up.
+
+    Args:
+        name: in the table.
+        port: on 127.0.0.1.
+        path: to post to.
+        bodies: of its requests, by their number of candidates.
+    """
+
+    name: str
+    port: int
+    path: str
+    bodies: Mapping[int, Sequence[bytes]]
+
+
 class _Bench:
-    """The measurements of one bundle."""
+    """The measurements of one bundle.
+
+    Args:
+        report: gets a row and figures for each cell.
+        bundle: what is served.
+        name: of its figures.
+        turn: seconds.
+        rounds: how many.
+        step: called with what begins.
+    """
 
     def __init__(
         self,
         report: BenchReport,
-        path: Path,
-        place: int,
-        scratch: Path,
-        seconds: float,
-        step: Any,
-        *,
-        int8: bool,
-        events: bool,
+        bundle: Bundle,
+        name: str,
+        turn: float,
+        rounds: int,
+        step: Callable[[str], None],
     ) -> None:
-        from pipelines.release.bundle import Bundle
+        from serving.benchmarks.synthetic import requests
 
-        self.report, self.scratch, self.seconds, self.step = report, scratch, seconds, step
-        self.int8, self.events = int8, events
-        self.bundle = Bundle.load(path)
-        self.name = f"{place + 1}_{self.bundle.manifest['model']['name']}"
-        self.requests = {n: requests(self.bundle, n) for n in CANDIDATES}
-        self.cells: dict[tuple[str, int, int], Load] = {}
+        self.report, self.bundle, self.name = report, bundle, name
+        self.turn, self.rounds, self.step = turn, rounds, step
+        self.requests = {n: requests(bundle, n) for n in CANDIDATES}
+        self.cells: dict[tuple[str, int | None, int], Load] = {}
 
-    def served(self, clients: tuple[int, ...]) -> None:
-        """Start the server and load it."""
+    @contextmanager
+    def servers(self, scratch: Path, *, int8: bool, events: bool, mlflow: bool) -> Iterator[list[_Server]]:
+        """Start the server, and MLflow's of the same bundle if it is asked for, for as long as the block lasts."""
+        from serving.benchmarks.mlflow_server import PATH, body, mlflow_server
         from serving.client import running_server
 
-        bodies = {n: [json.dumps(r).encode() for r in many] for n, many in self.requests.items()}
+        self.step(f"{self.name}: the server starts")
         # What saturates it on purpose shall be measured, not refused.
-        given = {"SLUICE_QUEUE_MS": "60000", "SLUICE_QUEUE_ROWS": "1000000", "OMP_NUM_THREADS": "1"}
-        given["SLUICE_INT8"] = str(self.int8).lower()
-        given["SLUICE_EVENTS_URL"] = f"sqlite:///{self.scratch}/{self.name}.db" if self.events else "none"
-        given["SLUICE_EVENTS_SPOOL"] = str(self.scratch / "spool")
-        log = self.scratch / f"{self.name}.log"
-        with running_server(str(self.bundle.directory), log=log, environment=given) as client:
-            port = client.base_url.port
-            assert port is not None
-            for n in CANDIDATES:
-                for c in clients:
-                    self._cell("sluice", port, "/v1/score", bodies[n], n, c)
-            capacity = max(self.cells["sluice", c, 100].requests_per_second for c in clients)
-            p99 = self._half(port, bodies[100], capacity / 2)
-        unloaded = self.cells["sluice", min(clients), 100].milliseconds(50)
-        self.report.figures[f"{self.name}_p99_half_over_p50"] = p99 / unloaded
+        given = {"SLUICE_QUEUE_MS": "inf", "SLUICE_QUEUE_ROWS": "1000000", "OMP_NUM_THREADS": "1"}
+        given["SLUICE_INT8"] = str(int8).lower()
+        given["SLUICE_EVENTS_URL"] = f"sqlite:///{scratch}/{self.name}.db" if events else "none"
+        given["SLUICE_EVENTS_SPOOL"] = str(scratch / "spool")
+        with ExitStack() as up:
+            log = scratch / f"{self.name}.log"
+            ours = up.enter_context(running_server(str(self.bundle.directory), log=log, environment=given))
+            assert ours.base_url.port is not None
+            bodies = {n: [json.dumps(r).encode() for r in many] for n, many in self.requests.items()}
+            found = [_Server("sluice", ours.base_url.port, "/v1/score", bodies)]
+            if mlflow:
+                port = up.enter_context(mlflow_server(self.bundle, scratch))
+                found.append(
+                    _Server("mlflow", port, PATH, {n: [body(r) for r in many] for n, many in self.requests.items()})
+                )
+            yield found
 
-    def _half(self, port: int, bodies: list[bytes], rate: float) -> float:
-        """Offer requests of 100 candidates at a rate; return the p99 in milliseconds."""
+    def measure(self, servers: list[_Server], clients: list[int]) -> None:
+        """Measure all cells, the first server's with each number of clients, the other's with the fewest."""
+        from serving.benchmarks.load import in_turns
+
+        ours, *others = servers
+        for n in CANDIDATES:
+            turns: dict[tuple[str, int | None], Callable[[], Load]]
+            turns = {(ours.name, c): partial(self._load, ours, n, c) for c in clients}
+            turns |= {(one.name, clients[0]): partial(self._load, one, n, clients[0]) for one in others}
+            if n == 500:
+                turns |= {(name, None): turn for name, turn in self._passes(n).items()}
+            for (name, c), cell in in_turns(turns, self.rounds, partial(self._round, f"{n} candidates")).items():
+                self.cells[name, c, n] = cell
+                self._tell(name, c or "", n, cell, f"{name}_{c}_{n}" if c else "")
+        self._half(ours, max(clients, key=lambda c: self.cells[ours.name, c, 100].requests_per_second))
+
+    def _half(self, server: _Server, most: int) -> None:
+        """Measure one client, as many as reach capacity, and half of that, with 100 candidates."""
         from serving.benchmarks.cores import apart
+        from serving.benchmarks.load import Load, in_turns
         from serving.benchmarks.open_loop import offer
 
-        self.step(f"{self.name}: sluice, 100 candidates, at half")
-        warm = self.seconds / 5
-        with apart(port):
-            found = offer(port, "/v1/score", bodies, [(rate, warm), (rate, self.seconds)])
-        found = found.during(warm, warm + self.seconds)
-        p50, p95, p99 = (found.milliseconds(200, q) for q in (50, 95, 99))
-        rows = 100 * found.count(200) / self.seconds
-        others = len(found) - found.count(200)
-        self.report.row(self.name, f"sluice {rate:,.0f}/s", "open", 100, p50, p95, p99, rows, others)
-        key = f"{self.name}_sluice_half_100"
-        self.report.figures |= {
-            f"{key}_p50_ms": p50,
-            f"{key}_p95_ms": p95,
-            f"{key}_p99_ms": p99,
-            f"{key}_rows_per_second": rows,
-        }
-        return p99
+        rate, warm = 0.0, self.turn / 5
 
-    def forward(self, *, small: bool, large: bool) -> None:
-        """Time the pass alone."""
-        from pipelines.benchmarks.measure import timed
+        def capacity() -> Load:
+            nonlocal rate
+            found = self._load(server, 100, most)
+            rate = found.requests_per_second / 2
+            return found
+
+        def half() -> Load:
+            phases = [(rate, warm), (rate, self.turn)]
+            found = offer(server.port, server.path, server.bodies[100], phases).during(warm, warm + self.turn)
+            good = found.status == 200
+            return Load(100, self.turn, found.taken[good].tolist(), Counter(found.status[~good].tolist()))
+
+        clients: dict[str, int | str] = {"unloaded": 1, "capacity": most, "half": "open"}
+        unloaded = partial(self._load, server, 100, 1)
+        turns: dict[str, Callable[[], Load]] = {"unloaded": unloaded, "capacity": capacity, "half": half}
+        with apart(server.port):
+            found = in_turns(turns, self.rounds, partial(self._round, "half of capacity"))
+        for part, cell in found.items():
+            self._tell(f"{server.name}, {part}", clients[part], 100, cell, f"{server.name}_{part}_100")
+        tail = found["half"].milliseconds(99) / found["unloaded"].milliseconds(50)
+        self.report.figures[f"{self.name}_p99_half_over_p50"] = tail
+
+    def _passes(self, n: int) -> dict[str, Callable[[], Load]]:
+        """Return what a turn of the pass alone is, and of the one in eight bits."""
+        from serving.benchmarks.load import calls
         from serving.scorer import Scorer, card_of
 
-        self.step(f"{self.name}: forward")
-        scorers = {"forward pass": Scorer(self.bundle, card_of(self.bundle))}
-        if self.bundle.int8 is not None:
-            scorers["forward pass, int8"] = Scorer(self.bundle, card_of(self.bundle), int8=True)
-        encoded = scorers["forward pass"].encode(**self.requests[500][0])
-        taken = timed({name: partial(scorer.run, [encoded]) for name, scorer in scorers.items()}, 5, "cpu")
-        rate = 500 / taken["forward pass"]
-        best = max(cell.rows_per_second for (server, _, n), cell in self.cells.items() if n == 500)
-        figures = self.report.figures
-        figures[f"{self.name}_forward_rows_per_second"] = rate
-        if small:
-            figures["ratio_forward_small"] = best / rate
-        if large:
-            figures["ratio_forward"] = best / rate
-        for name, seconds in taken.items():
-            self.report.row(self.name, name, "", 500, 1000 * seconds, "", "", 500 / seconds, "")
-        if len(taken) > 1:
-            figures[f"{self.name}_int8_speedup"] = taken["forward pass"] / taken["forward pass, int8"]
-
-    def mlflow(self) -> None:
-        """Serve the bundle by MLflow, and set ours with one client against it."""
-        self.step(f"{self.name}: mlflow starts")
-        with _mlflow_server(self.bundle, self.scratch) as port:
-            for n in CANDIDATES:
-                bodies = [json.dumps({"dataframe_split": _table(r)}).encode() for r in self.requests[n]]
-                self._cell("mlflow", port, "/invocations", bodies, n, 1)
-        few = min(c for _, c, _ in self.cells)
-        ours = {n: self.cells["sluice", few, n] for n in CANDIDATES}
-        theirs = {n: self.cells["mlflow", 1, n] for n in CANDIDATES}
-        ratios = {n: ours[n].rows_per_second / theirs[n].rows_per_second for n in CANDIDATES}
-        self.report.figures["ratio_mlflow"] = min(ratios[1], ratios[100])
-        self.report.figures["ratio_mlflow_500"] = ratios[500]
-        self.report.figures["p99_over_mlflow"] = max(
-            ours[n].milliseconds(99) / theirs[n].milliseconds(99) for n in CANDIDATES
-        )
-
-    def _cell(self, server: str, port: int, path: str, bodies: list[bytes], n: int, clients: int) -> None:
-        from serving.benchmarks.load import load
-
-        self.step(f"{self.name}: {server}, {clients} clients, {n} candidates")
-        load(port, path, bodies, rows=n, clients=clients, seconds=self.seconds / 5)
-        found = load(port, path, bodies, rows=n, clients=clients, seconds=self.seconds)
-        self.cells[server, clients, n] = found
-        p50, p95, p99 = (found.milliseconds(q) for q in (50, 95, 99))
-        refused = sum(found.others.values())
-        self.report.row(self.name, server, clients, n, p50, p95, p99, found.rows_per_second, refused)
-        key = f"{self.name}_{server}_{clients}_{n}"
-        self.report.figures |= {
-            f"{key}_p50_ms": p50,
-            f"{key}_p95_ms": p95,
-            f"{key}_p99_ms": p99,
-            f"{key}_rows_per_second": found.rows_per_second,
+        ways = {PASS: False} | ({INT8: True} if self.bundle.int8 is not None else {})
+        scorers = {name: Scorer(self.bundle, card_of(self.bundle), int8=int8) for name, int8 in ways.items()}
+        encoded = scorers[PASS].encode(**self.requests[n][0])
+        return {
+            name: partial(calls, partial(one.run, [encoded]), rows=n, seconds=self.turn, warm=self.turn / 5)
+            for name, one in scorers.items()
         }
 
+    def against_forward(self, *, int8: bool, small: bool, large: bool) -> None:
+        """Set the best cell of 500 candidates against the pass that the server runs."""
+        figures = self.report.figures
+        rates = {who: cell.rows_per_second for (who, c, _), cell in self.cells.items() if c is None}
+        served = [one.rows_per_second for (who, c, n), one in self.cells.items() if who == "sluice" and n == 500]
+        ratio = max(served) / rates[INT8 if int8 and INT8 in rates else PASS]
+        figures[f"{self.name}_forward_rows_per_second"] = rates[PASS]
+        if small:
+            figures["ratio_forward_small"] = ratio
+        if large:
+            figures["ratio_forward"] = ratio
+        if INT8 in rates:
+            figures[f"{self.name}_int8_speedup"] = rates[INT8] / rates[PASS]
 
-def requests(bundle: Bundle, candidates: int) -> list[dict[str, Any]]:
-    """Return requests of random values: those of the vocabularies, and where there is none, of the golden rows."""
-    import numpy as np
+    def against_mlflow(self, clients: int) -> None:
+        """Set the server against MLflow's with as many clients."""
+        ours, theirs = ({n: self.cells[who, clients, n] for n in CANDIDATES} for who in ("sluice", "mlflow"))
+        ratios = {n: ours[n].rows_per_second / theirs[n].rows_per_second for n in CANDIDATES}
+        self.report.figures |= {
+            "ratio_mlflow": min(ratios[1], ratios[100]),
+            "ratio_mlflow_500": ratios[500],
+            "p99_over_mlflow": max(ours[n].milliseconds(99) / theirs[n].milliseconds(99) for n in CANDIDATES),
+        }
 
-    from pipelines.features.spec import Vocabulary
-    from pipelines.release.bundle import SCORE
-    from serving.scorer import plain_row
+    def _round(self, what: str, number: int) -> None:
+        self.step(f"{self.name}: {what}, round {number} of {self.rounds}")
 
-    make = np.random.default_rng(0)
-    spec, golden = bundle.state.spec, bundle.golden.drop(SCORE)
-    values = {name: golden[name].to_list() for name in golden.columns}
-    for c in spec.direct:
-        if c.kind == "categorical" and c.column in values:
-            table = bundle.state.table(c)
-            if isinstance(table.encoding, Vocabulary):
-                values[c.column] = table.known()[0].to_list()
-    role = {(c.name if c.from_log else c.column): c.role for c in spec.direct}
+    def _load(self, server: _Server, n: int, clients: int) -> Load:
+        from serving.benchmarks.load import load
 
-    def draw(wanted: str) -> dict[str, Any]:
-        names = [name for name in values if role[name] == wanted]
-        return plain_row({name: values[name][make.integers(len(values[name]))] for name in names})
+        seconds = {"seconds": self.turn, "warm": self.turn / 5}
+        return load(server.port, server.path, server.bodies[n], rows=n, clients=clients, **seconds)
 
-    return [
-        {"user": draw("user"), "context": draw("context"), "candidates": [draw("item") for _ in range(candidates)]}
-        for _ in range(REQUESTS)
-    ]
-
-
-def synthetic(folder: Path) -> list[Path]:
-    """Write two bundles of untrained models: FinalMLP of Frappe's fields, GDCN of 26 categories and 13 numbers."""
-    large = {f"c{i}": (10, 100, 1_000, 10_000)[i % 4] for i in range(26)}
-    roles = {name: "user" if i < 10 else "item" if i < 20 else "context" for i, name in enumerate(large)}
-    frappe_roles = {"user": "user", "item": "item", "cost": "item"}
-    return [
-        _untrained(folder / "frappe", FRAPPE, frappe_roles, 0, 10, FINALMLP),
-        _untrained(folder / "large", large, roles, 13, 16, {"name": "gdcn"}),
-    ]
-
-
-def _untrained(
-    path: Path, sizes: dict[str, int], roles: dict[str, str], numbers: int, dim: int, model: dict[str, Any]
-) -> Path:
-    import numpy as np
-    import polars as pl
-    import torch
-
-    from ctr_models.model import ModelSpec
-    from pipelines.features.spec import FeatureSpec
-    from pipelines.features.state import FeatureState
-    from pipelines.features.transform import encoded_rows, transform
-    from pipelines.release.bundle import Bundle
-    from pipelines.release.int8 import scores
-
-    make, rows = np.random.default_rng(0), 2 * max(sizes.values())
-    log = pl.DataFrame(
-        {"label": make.integers(0, 2, rows)}
-        | {name: [f"{name}-{value}" for value in make.permutation(rows) % size] for name, size in sizes.items()}
-        | {f"n{i}": np.round(make.lognormal(size=rows), 3) for i in range(numbers)}
-    )
-    columns = [{"name": n, "kind": "categorical", "role": roles.get(n, "context")} for n in sizes]
-    columns += [{"name": f"n{i}", "kind": "numeric", "role": "item"} for i in range(numbers)]
-    spec = FeatureSpec.model_validate({"label": "label", "dim": dim, "columns": columns})
-    state = FeatureState.fit(spec, log.lazy(), source="made")
-    torch.manual_seed(0)
-    built = ModelSpec.parse(model).build(state.schema())
-    for parameter in built.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    some = encoded_rows(transform(state, log.lazy(), source="made").collect(), state.schema())
-    some.label[:] = make.random(rows) < scores(built.eval(), some)  # in this world the model is right
-    options: dict[str, Any] = {"config": {"name": path.name}, "metrics": {}, "golden": log.head(32)}
-    Bundle.create(path, model=built, state=state, seen=some, **options)
-    return path
-
-
-def _table(request: dict[str, Any]) -> dict[str, Any]:
-    """The request as the plain rows that MLflow takes."""
-    rows = [{**request["user"], **request["context"], **candidate} for candidate in request["candidates"]]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {"columns": names, "data": [[row.get(name) for name in names] for row in rows]}
-
-
-@contextmanager
-def _mlflow_server(bundle: Bundle, scratch: Path) -> Iterator[int]:
-    """Run ``mlflow models serve`` of the bundle for as long as the block lasts."""
-    import httpx
-
-    from ctr_models.errors import ArtifactError
-    from pipelines.release.registry import register
-    from pipelines.release.store import default_uri
-    from serving.client import free_port, stop
-
-    uri, port = default_uri(scratch / "mlflow"), free_port()
-    version = register(bundle.directory, "bench", uri)
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/bench/{version}"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    # It starts uvicorn by name: that of this environment, activated or not.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"}
-    log = scratch / "mlflow.log"
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    try:
-        end = time.monotonic() + 180
-        while time.monotonic() < end and process.poll() is None:
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/ping", trust_env=False).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.2)
-        else:
-            told = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise ArtifactError(f"mlflow models serve did not start: {told[-1] if told else 'no output'}")
-        yield port
-    finally:
-        stop(process)
-        _stop_group(process.pid)
-
-
-def _stop_group(group: int) -> None:
-    """End the workers that a server leaves behind; the group is one that we started."""
-    import signal
-
-    try:
-        os.killpg(group, signal.SIGTERM)
-        time.sleep(1.0)
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    def _tell(self, who: str, clients: int | str, n: int, cell: Load, key: str) -> None:
+        """Add a row, and the cell's figures unless it has no key."""
+        told = (*(cell.milliseconds(q) for q in (50, 95, 99)), cell.rows_per_second)
+        self.report.row(self.name, who, clients, n, *told, sum(cell.others.values()))
+        if key:
+            self.report.figures |= {f"{self.name}_{key}_{what}": one for what, one in zip(CELL, told, strict=True)}

@@ -13,7 +13,7 @@ import typer
 from pipelines.release.bundle import Bundle
 from pipelines.release.example import example_bundle
 from serving.benchmarks import forward_bench
-from serving.benchmarks.serve_bench import requests
+from serving.benchmarks.synthetic import requests
 from serving.forward import Way
 from serving.scorer import Scorer, card_of
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -46,3 +48,10 @@ def test_no_server() -> None:
     assert answers.failed == len(answers) == 10
     assert answers.sent_by(1.0) == 0
     assert np.isnan(answers.milliseconds(200, 50))
+
+
+def test_nothing_to_send(port: int) -> None:
+    """At a rate of none it is over at once, not after the wait for last answers."""
+    begin = time.perf_counter()
+    assert len(offer(port, "/", [b"yes"], [(0.0, 0.5)])) == 0
+    assert time.perf_counter() - begin < 1

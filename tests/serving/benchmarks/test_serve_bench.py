@@ -1,43 +1,64 @@
-"""The benchmark's own parts; one small run over real servers, MLflow's apart."""
+"""One small run over a real server, with a stand-in for MLflow's; and what is refused before."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import typer
 
+from ctr_models.errors import ConfigError
+from pipelines.release.bundle import Bundle
 from pipelines.release.example import example_bundle
-from serving.benchmarks.serve_bench import main, requests, synthetic
+from serving.benchmarks import cores, mlflow_server
+from serving.benchmarks.serve_bench import figures, main
 
 
-def test_requests_are_random_and_can_be_scored(tmp_path: Path) -> None:
-    bundle = example_bundle(tmp_path / "bundle")
-    made = requests(bundle, 7)
-    assert made == requests(bundle, 7)
-    assert len({json.dumps(r) for r in made}) == len(made)
-    for one in made:
-        assert len(bundle.score_request(**one)) == 7
-        assert set(one["user"]) <= {"user_id", "city", "clicked"}
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "bundle"
+    return example_bundle(folder, model={"name": "dnn", "mlp": {"hidden": [8]}}).directory
 
 
-def test_the_bundles_are_what_they_stand_for(tmp_path: Path) -> None:
-    from pipelines.release.bundle import Bundle
+def test_a_run(bundle: Path, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def stand_in(*_: object) -> Iterator[int]:
+        yield port
 
-    small, large = (Bundle.load(path) for path in synthetic(tmp_path))
-    assert (small.model.name, len(small.model.schema.fields)) == ("finalmlp", 10)
-    assert (large.model.name, len(large.model.schema.fields)) == ("gdcn", 39)
-
-
-def test_a_run(tmp_path: Path) -> None:
-    bundle = example_bundle(tmp_path / "bundle", model={"name": "dnn", "mlp": {"hidden": [8]}})
+    monkeypatch.setattr(mlflow_server, "mlflow_server", stand_in)
     out = tmp_path / "figures.json"
     with pytest.raises(typer.Exit):
-        main([bundle.directory], 0.1, [1, 2], mlflow=False, events=True, json=out, at_least=["ratio_forward=1e9"])
+        main([bundle], 0.1, [2, 1], events=True, json=out, at_least=["ratio_forward=1e9"])
     told = json.loads(out.read_text())
-    figures = told["figures"]
-    assert {"ratio_forward", "ratio_forward_small", "1_dnn_p99_half_over_p50"} <= set(figures)
-    assert figures["1_dnn_sluice_2_100_rows_per_second"] > 100
-    assert len(told["rows"]) == 8
-    assert all(row[-1] in ("0", "") for row in told["rows"])
+    found = told["figures"]
+    assert set(found) == set(figures([Bundle.load(bundle)], [1, 2], mlflow=True))
+    assert [row[1:4] for row in told["rows"]] == [
+        *(["sluice", "1", "1"], ["sluice", "2", "1"], ["mlflow", "1", "1"]),
+        *(["sluice", "1", "100"], ["sluice", "2", "100"], ["mlflow", "1", "100"]),
+        *(["sluice", "1", "500"], ["sluice", "2", "500"], ["mlflow", "1", "500"], ["forward pass", "", "500"]),
+        *(["sluice, unloaded", "1", "100"], ["sluice, capacity", *told["rows"][11][2:4]]),
+        ["sluice, half", "open", "100"],
+    ]
+    assert all(row[-1] == "0" for row in told["rows"])
+    rates = {
+        cell: found[f"1_dnn_{cell}_rows_per_second"] for cell in ("sluice_1_500", "sluice_2_500", "mlflow_1_500")
+    }
+    assert found["ratio_mlflow_500"] == pytest.approx(rates["sluice_1_500"] / rates["mlflow_1_500"])
+    alone = found["1_dnn_forward_rows_per_second"]
+    assert found["ratio_forward"] == pytest.approx(max(rates["sluice_1_500"], rates["sluice_2_500"]) / alone)
+    assert found["ratio_forward_small"] == found["ratio_forward"]
+    tail = found["1_dnn_sluice_half_100_p99_ms"] / found["1_dnn_sluice_unloaded_100_p50_ms"]
+    assert found["1_dnn_p99_half_over_p50"] == pytest.approx(tail)
+
+
+def test_a_bar_for_no_figure_is_refused_before_anything_is_measured(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "pauses", lambda _: pytest.fail("it was measured"))
+    with pytest.raises(ConfigError, match=r"no figure 'ratio_mlfow'\. did you mean 'ratio_mlflow'"):
+        main([bundle], at_least=["ratio_mlfow=10"])
+    with pytest.raises(ConfigError, match="no figure 'ratio_mlflow'"):
+        main([bundle], mlflow=False, at_least=["ratio_mlflow=10"])
