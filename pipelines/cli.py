@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from importlib.metadata import entry_points, version
@@ -36,13 +37,34 @@ _ROAD = (
 """The commands in the order in which they are met."""
 
 
+_UsageError: Any = typer.BadParameter.__base__
+"""Typer exports nothing but its subclasses."""
+
+
 class _Commands(TyperGroup):
-    """Lists commands along the road; those of other packages come last."""
+    """Lists commands along the road, those of other packages last, and knows an override that lacks its option."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(
             super().list_commands(ctx), key=lambda name: _ROAD.index(name) if name in _ROAD else len(_ROAD)
         )
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _UsageError as error:
+            _explain_override(error)
+            raise
+
+
+def _explain_override(error: Any) -> None:
+    """Raise what an override that stands alone lacks; Typer calls it an unexpected argument."""
+    found = re.search(r"unexpected extra arguments?(?:\(s\))? \((\w[\w.]*=.*)\)", error.message, re.DOTALL)
+    if found is None or all(one.name != "override" for one in error.ctx.command.params):
+        return
+    from ctr_models.errors import ConfigError
+
+    raise ConfigError("an override stands alone", where=found[1], remedy="give it with -o") from None
 
 
 def build_app() -> typer.Typer:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import importlib.util
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -52,6 +54,45 @@ def test_the_version_and_the_commands_along_the_road() -> None:
     assert (shown.exit_code, shown.stdout) == (0, f"sluice {version('sluice')}\n")
     commands = typer.main.get_command(cli.build_app()).list_commands(None)  # type: ignore[attr-defined]
     assert commands[: len(cli._ROAD)] == list(cli._ROAD)
+
+
+TAKING = ("compare", "config check", "features", "materialize", "train", "bench gates --data frappe")
+"""Commands that take overrides."""
+
+
+def _commands(command: Any, *words: str) -> Iterator[tuple[str, Any]]:
+    yield " ".join(words), command
+    for name, one in getattr(command, "commands", {}).items():
+        yield from _commands(one, *words, name)
+
+
+def test_no_command_that_takes_overrides_is_left_out_below() -> None:
+    every = _commands(typer.main.get_command(cli.build_app()))
+    assert {name for name, one in every if any(p.name == "override" for p in one.params)} == set(TAKING[:-1])
+
+
+@pytest.mark.parametrize("command", TAKING)
+def test_an_override_without_its_option_is_told_how_to_give_it(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["sluice", *command.split(), "-o", "seed=1", "train.epochs=6"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    told = "error: train.epochs=6: an override stands alone. give it with -o.\n"
+    assert (caught.value.code, capsys.readouterr().err) == (2, told)
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "epochs"], ["keys", "list", "keys.json", "a=1"], ["train", "--epochs=6"]]
+)
+def test_other_words_that_nobody_asked_for_are_told_as_ever(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["sluice", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert "Usage" in capsys.readouterr().err
 
 
 def test_modules_of_the_folder_where_one_works_are_found_but_hide_no_others(
