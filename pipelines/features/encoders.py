@@ -25,9 +25,14 @@ def signed_log(x: np.ndarray) -> np.ndarray:
     return np.copysign(np.log1p(np.abs(x)), x)
 
 
+def _clipped(x: np.ndarray, limit: float) -> np.ndarray:
+    # What numpy's clip does, without the microseconds that it takes for a single number.
+    return np.minimum(np.maximum(x, -limit), limit)
+
+
 def prepared(x: np.ndarray, encoding: Standard) -> np.ndarray:
     """Return the numbers whose mean and deviation a ``standard`` column is measured by, (N,) float64."""
-    return np.clip(signed_log(x) if encoding.log else x, -LIMIT, LIMIT)
+    return _clipped(signed_log(x) if encoding.log else x, LIMIT)
 
 
 def standardise(x: np.ndarray, encoding: Standard, moments: Moments) -> np.ndarray:
@@ -47,7 +52,7 @@ def standardise(x: np.ndarray, encoding: Standard, moments: Moments) -> np.ndarr
     """
     y = (prepared(x, encoding) - moments.mean) / moments.deviation
     limit = _FLOAT32_MAX if encoding.clip is None else encoding.clip
-    np.clip(y, -limit, limit, out=y)
+    y = _clipped(y, limit)
     y[np.isnan(y)] = 0.0
     return y.astype(np.float32)
 

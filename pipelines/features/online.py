@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, chain
+from operator import itemgetter
 from types import NoneType
 from typing import Any
 
@@ -216,12 +217,15 @@ def _rows(schema: Schema, columns: Mapping[str, np.ndarray | Ragged], group: np.
     dense = np.empty((size, len(schema.dense)), dtype=np.float32)
     for i, f in enumerate(schema.dense):
         dense[:, i] = columns[f.name]  # type: ignore[assignment]
-    single = [columns[f.name] for f in schema.sparse if f.kind == "categorical"]
+    categories = [f.name for f in schema.sparse if f.kind == "categorical"]
+    single = np.empty((len(categories), size), dtype=np.int32)
+    for i, name in enumerate(categories):
+        single[i] = columns[name]  # type: ignore[assignment]
     ragged = {f.name: columns[f.name] for f in (*schema.sparse, *schema.sequences) if f.kind != "categorical"}
     return EncodedRows(
         schema=schema,
         dense=dense,
-        single=np.stack(single) if single else np.empty((0, size), dtype=np.int32),  # type: ignore[arg-type]
+        single=single,
         ragged=ragged,  # type: ignore[arg-type]
         label=np.zeros(size, dtype=np.float32),
         group=group,
@@ -267,7 +271,13 @@ class _Request:
         common = self.common.get(name)
         if name not in self.named:
             return [common], True
-        values = self.columns[name] if self.columns is not None else [c.get(name) for c in self.candidates]
+        if self.columns is not None:
+            values = self.columns[name]
+        else:
+            try:
+                values = list(map(itemgetter(name), self.candidates))
+            except KeyError:
+                values = [c.get(name) for c in self.candidates]
         if common is not None and NoneType in map(type, values):
             values = [common if one is None else one for one in values]
         return values, False
@@ -334,6 +344,9 @@ class _Ids:
         if not self.vocabulary:
             return self.indexer(self._forms(values, form))
         get = self.by_value.get
+        if len(values) == 1 and type(values[0]) is self.python:  # as of each column that candidates share
+            id_ = get(values[0])
+            return np.array([get(form(values[0], 0), UNKNOWN) if id_ is None else id_], dtype=np.int32)
         # A dictionary holds 1, 1.0 and True for one key, so only values of the very type go straight in.
         if not {self.python, NoneType}.issuperset(map(type, values)):
             values = [v if type(v) is self.python or v is None else form(v, i) for i, v in enumerate(values)]
@@ -391,16 +404,15 @@ class _Field:
         self.column, self.ids = column, ids
         self.key = column.name if column.from_log else column.column
         self.table = None if ids is None else ids.table
-        self.moments = state.moments.get(column.name)
+        self.encoding, self.moments = column.encoding, state.moments.get(column.name)
 
     def encode(self, values: list[Any], request: _Request, same: bool) -> np.ndarray | Ragged:
         """Encode raw values, one a row."""
         if self.column.kind == "numeric":
             x = self._numbers(values, request, same)
-            encoding = self.column.encoding
-            if isinstance(encoding, Standard):
+            if isinstance(self.encoding, Standard):
                 assert self.moments is not None
-                return standardise(x, encoding, self.moments)
+                return standardise(x, self.encoding, self.moments)
             assert self.table is not None
             return self.table.bucket_ids(x)
         assert self.ids is not None
