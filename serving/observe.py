@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.limits import headers_of
-from serving.logs import Sampler
+from serving.logs import Record, Sampler
 from serving.monitoring import Metrics
 from serving.schemas import REQUEST_ID
 from serving.stages import Stages
@@ -98,8 +98,4 @@ class Observe:
                 line[name] = state[name]
         if trace is not None:
             line["trace_id"] = trace
-        # What Logger.info does, but for its search of the stack for who called.
-        record = access_log.makeRecord(
-            access_log.name, logging.INFO, "", 0, "request", (), None, extra={"fields": line}
-        )
-        access_log.handle(record)
+        access_log.handle(Record(access_log.name, "request", line))

@@ -36,6 +36,19 @@ def test_a_record_is_one_json_object(capsys: Captured) -> None:
     assert (other["logger"], other["level"], other["worker"]) == ("uvicorn.error", "warning", 3)
 
 
+@pytest.mark.parametrize("kind", ["json", "text"])
+def test_a_quick_record_reads_as_any_other(capsys: Captured, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    logs.set_up(kind, worker=3)
+    log, fields = logging.getLogger("sluice.access"), {"request_id": "r-1", "status": 200, "ms": 1.5}
+    for now in (1_700_000_000.0, 1_700_000_000.9994, 1_700_000_001.0421):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        log.info("request", extra={"fields": fields})
+        log.handle(logs.Record(log.name, "request", fields))
+    told = capsys.readouterr().err.splitlines()
+    assert told[::2] == told[1::2] and len(set(told)) == 3
+    assert kind == "text" or json.loads(told[2])["time"] == "2023-11-14T22:13:20.999+00:00"
+
+
 def test_a_traceback_stays_on_its_line(capsys: Captured) -> None:
     logs.set_up("json")
     try:
