@@ -15,6 +15,7 @@ import typer
 
 from ctr_models.errors import ConfigError, DataError, nearest
 from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath
+from pipelines.wording import counted
 
 if TYPE_CHECKING:
     import polars as pl
@@ -75,7 +76,7 @@ def main(
         raise ConfigError("--within needs a --control", where="--within", remedy=f"add --control {wanted[0]}")
     talk = Console(stderr=True)
     report = BenchReport(
-        f"{name}, {seeds} seeds",
+        f"{name}, {counted(seeds, 'seed')}",
         ["model", "test AUC", "sd", "min", "max", "logloss", "valid AUC", "best epoch", "parameters", "rows/s"],
     )
     finished: dict[str, list[pl.DataFrame]] = {}

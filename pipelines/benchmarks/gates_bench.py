@@ -15,6 +15,7 @@ import typer
 
 from ctr_models.errors import ConfigError, nearest
 from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath
+from pipelines.wording import counted
 
 if TYPE_CHECKING:
     import polars as pl
@@ -245,8 +246,8 @@ def _notes(studies: Sequence[Study], left: int) -> list[str]:
     notes = [
         "Each row is the model as published, on a smaller budget, but for one gate. The epoch is chosen on the "
         "valid rows, and the test rows are read once. Differences are to the control in the same slot, paired on "
-        f"the same test rows. Intervals count users and {len(studies[0].seeds)} seeds, and are corrected for all "
-        "gates of a model by Holm's rule: a verdict other than noise survives that.",
+        f"the same test rows. Intervals count users and {counted(len(studies[0].seeds), 'seed')}, and are "
+        "corrected for all gates of a model by Holm's rule: a verdict other than noise survives that.",
         "* is the cell that the valid rows would choose.",
     ]
     return [*notes, f"{left} trainings are not finished and stand out here."] if left else notes
@@ -257,7 +258,7 @@ def _about(studies: Sequence[Study]) -> dict[str, str]:
     return {
         s.name: f"{BUDGETS[s.name].settings}: {s.data.rows('train'):,} training, {s.data.rows('valid'):,} valid, "
         f"{s.data.rows('test'):,} test rows; {s.config.train.epochs} epochs at most, in batches of "
-        f"{s.config.train.batch_size:,}; {len(s.seeds)} seeds, {len(s.jobs)} trainings"
+        f"{s.config.train.batch_size:,}; {counted(len(s.seeds), 'seed')}, {counted(len(s.jobs), 'training')}"
         for s in studies
     }
 

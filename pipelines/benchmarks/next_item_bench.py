@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath
+from pipelines.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +74,7 @@ def report(trials: dict[str, list[Trial]], seeds: int) -> BenchReport:
     from pipelines.experiments.statistics import compare_means
 
     found = BenchReport(
-        f"next movie of MovieLens-1M, {seeds} seeds",
+        f"next movie of MovieLens-1M, {counted(seeds, 'seed')}",
         ["metric", CONTROL, "sd", CHALLENGER, "sd", "difference", "95 % interval", "verdict"],
     )
     values = {model: [_values(trial) for trial in own] for model, own in trials.items()}

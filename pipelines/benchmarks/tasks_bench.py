@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath
+from pipelines.wording import counted
 
 if TYPE_CHECKING:
     import polars as pl
@@ -77,7 +78,7 @@ def main(
                 what = f"{arm} {task}".strip()
                 talk.print(f"{what}, seed {seed}: epoch {_epoch(trial)} was best", style="dim", highlight=False)
     report = BenchReport(
-        f"click and conversion, {seeds} seeds",
+        f"click and conversion, {counted(seeds, 'seed')}",
         ["task", "arm", "test AUC", "sd", "difference (95 %)", "logloss", "difference (95 %)", "best epochs"],
     )
     for task, arms in found.items():

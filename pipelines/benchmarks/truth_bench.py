@@ -15,6 +15,7 @@ import typer
 
 from ctr_models.errors import ConfigError, nearest
 from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath, progress
+from pipelines.wording import counted
 
 if TYPE_CHECKING:
     from pipelines.benchmarks.truth_parts import Figures, Part
@@ -50,7 +51,8 @@ def main(
             raise ConfigError(f"no part {name!r}", where="--only", remedy=nearest(name, PARTS))
     talk = Console(stderr=True)
     report = BenchReport(
-        f"planted truth, {seeds} worlds each", ["part", "arm", "figure", "mean", "from", "to", "of each world"]
+        f"planted truth, {counted(seeds, 'world')} each",
+        ["part", "arm", "figure", "mean", "from", "to", "of each world"],
     )
     found: dict[str, Found] = {}
     with progress(talk, sum(len(PARTS[name].arms) for name in wanted) * seeds) as step:

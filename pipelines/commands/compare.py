@@ -9,6 +9,7 @@ import typer
 
 from pipelines.commands.options import Config, Override
 from pipelines.commands.result import Json, write_json
+from pipelines.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,7 +138,8 @@ def _print(result: OfflineResult, console: Console) -> None:
 
     from pipelines.experiments.report import NAMES
 
-    table = Table(title=f"Test rows, mean of {len(result.experiment.decision.seeds)} seeds", title_justify="left")
+    seeds = len(result.experiment.decision.seeds)
+    table = Table(title=f"Test rows, mean of {counted(seeds, 'seed')}", title_justify="left")
     table.add_column("arm")
     for metric in NAMES:
         table.add_column(NAMES[metric], justify="right")
@@ -163,7 +165,7 @@ def _print(result: OfflineResult, console: Console) -> None:
         verdict = f"[{style[d.verdict]}]{d.verdict}[/]"
         table.add_row(d.challenger, NAMES[d.metric], f"{d.value:+.5f}", interval, f"{d.p:.4f}", verdict)
     console.print(table)
-    if len(result.experiment.decision.seeds) == 1:
+    if seeds == 1:
         console.print("one seed: the intervals do not cover how training again would turn out", style="yellow")
     for reason in result.reasons:
         console.print(reason, highlight=False)
