@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ctr_models.errors import ArtifactError
+from pipelines.features.files import fsync
 
 log = logging.getLogger("sluice.events")
 _HEADER = struct.Struct(">II")
@@ -165,7 +166,7 @@ class Spool:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _sync(self.folder)
+        fsync(self.folder)
 
     def close(self) -> None:
         """Let go of the folder; what waits in it stays."""
@@ -177,7 +178,7 @@ class Spool:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._next += 1
         self._sizes[path] = 0
-        _sync(self.folder)
+        fsync(self.folder)
 
     def _shut(self) -> None:
         if self._file is not None:
@@ -233,14 +234,6 @@ def _settle(path: Path) -> int:
         log.warning("%s: %d bytes at the end were never acknowledged and are dropped", path, len(content) - used)
         os.truncate(path, used)
     return used
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _for_owner(path: str, flags: int) -> int:

@@ -39,10 +39,10 @@ def atomic_directory(final: Path) -> Iterator[Path]:
         os.chmod(aside, 0o777 & ~_umask())
         yield aside
         for path in sorted(aside.rglob("*")):
-            _fsync(path)
-        _fsync(aside)
+            fsync(path)
+        fsync(aside)
         _replace_directory(aside, final)
-        _fsync(final.parent)
+        fsync(final.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -98,7 +98,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 @contextmanager
@@ -129,7 +129,14 @@ def sha256_tree(directory: Path) -> dict[str, str]:
     return {p.relative_to(directory).as_posix(): sha256_file(p) for p in files}
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Return once a file, or the names in a folder, would outlast a power failure.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "new").touch()
+        >>> fsync(folder)
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

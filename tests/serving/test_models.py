@@ -138,7 +138,7 @@ def test_an_alias_that_moves_is_followed(bundles: list[Bundle], tmp_path: Path) 
     assert asyncio.run(asyncio.wait_for(run(), 60)) == versions
 
 
-def test_a_refused_bundle_is_not_loaded_again_at_once_and_a_lost_folder_is_told(
+def test_a_refused_bundle_is_tried_again_after_a_pause_and_a_lost_folder_is_told(
     bundles: list[Bundle], tmp_path: Path
 ) -> None:
     link = tmp_path / "current"
@@ -152,6 +152,11 @@ def test_a_refused_bundle_is_not_loaded_again_at_once_and_a_lost_folder_is_told(
         for _ in range(3):
             await models.refresh()
         assert len(refusals) == 1
+        slot = models.slots[models.default.name]
+        slot.failures, slot.again = 2000, 0.0  # as after months
+        await models.refresh()
+        assert len(refusals) == 2
+        assert slot.again <= time.monotonic() + LONGEST_PAUSE
         away = link.rename(tmp_path / "away")
         await models.refresh()
         assert "no bundle here any more" in models.status()[0]["problem"]
@@ -165,26 +170,6 @@ def test_a_refused_bundle_is_not_loaded_again_at_once_and_a_lost_folder_is_told(
         await models.refresh()
         assert models.status()[0]["model"]["hash"] == bundles[0].hash
         assert "problem" not in models.status()[0]
-        models.close()
-
-    asyncio.run(run())
-
-
-def test_a_bundle_that_is_refused_for_months_is_tried_on(bundles: list[Bundle], tmp_path: Path) -> None:
-    link = tmp_path / "current"
-    point(link, bundles[0].directory)
-    refusals: list[str] = []
-
-    async def run() -> None:
-        models = Models(Settings(model=str(link)), on_refusal=lambda slot, reason: refusals.append(reason))
-        await models.load()
-        point(link, damaged(bundles[1], tmp_path / "bad"))
-        await models.refresh()
-        slot = models.slots[models.default.name]
-        slot.failures, slot.again = 2000, 0.0
-        await models.refresh()
-        assert len(refusals) == 2
-        assert slot.again <= time.monotonic() + LONGEST_PAUSE
         models.close()
 
     asyncio.run(run())

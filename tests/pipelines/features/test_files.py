@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.features import files
-from pipelines.features.files import atomic_directory, atomic_write, sha256_file, sha256_tree
+from pipelines.features.files import atomic_directory, atomic_write, fsync, sha256_file, sha256_tree
 
 
 def fail_half_way(final: Path) -> None:
@@ -25,6 +25,16 @@ def test_a_directory_appears_whole(tmp_path: Path) -> None:
         assert not final.exists()
     assert (final / "sub" / "x").read_text() == "1"
     assert [p.name for p in final.parent.iterdir()] == ["b"]
+
+
+def test_what_is_renamed_is_on_disk_and_so_is_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(files.os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    with atomic_directory(tmp_path / "a") as folder:
+        (folder / "x").write_text("1")
+    assert synced == [str(folder / "x"), str(folder), str(tmp_path)]
+    with pytest.raises(FileNotFoundError):
+        fsync(tmp_path / "gone")
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
