@@ -176,17 +176,18 @@ def test_only_the_owner_reads_what_users_did(database: Database, path: Path) -> 
     database.close()
 
 
-def test_a_database_of_before_gets_its_indices_by_the_statements_of_the_docs(database: Database) -> None:
+def test_a_database_of_before_gets_its_indices_by_the_statements_of_the_docs(events_url: str) -> None:
     docs = Path(__file__).parents[2] / "docs" / "live-experiments.md"
     statements = docs.read_text().split("```sql")[1].split("```")[0]
-    asked = "SELECT event_id FROM sluice_events WHERE request_id IN ('a', 'b') AND time >= 0"
+    database = Database(events_url)
+    database.create()
 
-    def indices() -> dict[str, str]:
-        with database.reading() as connection:
-            found = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE sql LIKE '%INDEX%'").all()
-            plan = str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}").all())
-        assert "ix_sluice_events_request (request_id=?)" in plan
-        return {name: "".join(sql.split()) for name, sql in found}
+    def indices() -> list[Any]:
+        inspector = sa.inspect(database.engine)
+        found = [one for name in ("sluice_assignments", "sluice_events") for one in inspector.get_indexes(name)]
+        return [
+            (one["name"], one["column_names"], [str(o) for o in one["dialect_options"].values()]) for one in found
+        ]
 
     new = indices()
     with database.writing() as connection:
@@ -194,3 +195,11 @@ def test_a_database_of_before_gets_its_indices_by_the_statements_of_the_docs(dat
         for statement in filter(str.strip, statements.split(";")):
             connection.exec_driver_sql(statement)
     assert indices() == new
+    database.close()
+
+
+def test_events_of_a_request_are_found_without_reading_all(database: Database) -> None:
+    asked = "SELECT event_id FROM sluice_events WHERE request_id IN ('a', 'b') AND time >= 0"
+    with database.reading() as connection:
+        plan = str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}").all())
+    assert "ix_sluice_events_request (request_id=?)" in plan
