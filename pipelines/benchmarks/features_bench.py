@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ctr_models.errors import ConfigError
-from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath
+from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath, known
 
 if TYPE_CHECKING:
     import polars as pl
@@ -74,6 +74,9 @@ def main(
 
     Example: sluice bench features --rows 100000 --rows-large 0 --no-fuxictr --at-least ratio_copy=0.4
     """
+    figures = {"rows_per_second", "peak_mb", "ratio_copy"}
+    figures |= ({"ratio_fuxictr"} if fuxictr else set()) | ({"rows_per_second_large"} if rows_large else set())
+    known(figures, at_least, at_most)
     report = BenchReport(f"Features, {rows:,} rows", ["way", "seconds", "rows/s", "peak MB"])
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         work = Path(scratch)

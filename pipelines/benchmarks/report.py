@@ -20,7 +20,7 @@ from pipelines.commands.result import writable
 
 
 def _checked(option: typer.CallbackParam, bars: list[str] | None) -> list[str] | None:
-    """Refuse what is no bar before anything is measured; which figures there are is known afterwards."""
+    """Refuse what is no bar before anything is measured; :func:`known` refuses those for no figure."""
     for text in bars or ():
         _bar(text, option.opts[0])
     return bars

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath
+from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath, known
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gdcn": {"mlp": TOWER, "cross_layers": 3},
 }
 VOCABULARIES = {"300k": 300_000, "4m": 4_000_000}
+RATIOS = ("ratio_usual_300k", "ratio_usual_4m", "ratio_floor", "loader_share")
 
 
 def main(
@@ -54,6 +55,8 @@ def main(
     """
     import torch
 
+    speeds = [f"rows_per_second_{name}_{size}" for size in VOCABULARIES for name in MODELS]
+    known([*RATIOS, *speeds], at_least, at_most)
     columns = ["model, vocabulary", "ours rows/s", "usual", "floor", "ours/usual", "ours/floor", "loader %"]
     report = BenchReport("Training", columns)
     ratios: dict[str, list[float]] = {"300k": [], "4m": [], "floor": [], "loader": []}
@@ -72,10 +75,8 @@ def main(
                 ratios[size].append(usual)
                 ratios["floor"].append(floor)
                 ratios["loader"].append(share)
-    report.figures["ratio_usual_300k"] = min(ratios["300k"])
-    report.figures["ratio_usual_4m"] = min(ratios["4m"])
-    report.figures["ratio_floor"] = min(ratios["floor"])
-    report.figures["loader_share"] = max(ratios["loader"])
+    worst = (min(ratios["300k"]), min(ratios["4m"]), min(ratios["floor"]), max(ratios["loader"]))
+    report.figures |= dict(zip(RATIOS, worst, strict=True))
     report.note(
         f"{torch.get_num_threads()} threads, {rounds} rounds of {steps} steps each, in turn; figures: the worst"
     )

@@ -21,12 +21,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath, progress
+from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath, known, progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +43,11 @@ CALM = 0.1
 RUN = 10
 """Answers in a row by which recovery is told."""
 PATH = "/v1/score"
+FIGURES = (
+    *("capacity_requests_per_second", "capacity_p99_ms", "offered_over_capacity", "accepted_over_capacity"),
+    *("accepted_p99_ms", "p99_over_capacity", "refused_share", "refused_p50_ms", "refused_p99_ms", "failed"),
+    *("recovery_s", "memory_growth_mb", "memory_late_growth_mb"),
+)
 
 
 def main(
@@ -65,6 +71,7 @@ def main(
     from pipelines.release.bundle import Bundle
     from serving.benchmarks.synthetic import bundles
 
+    known(FIGURES, at_least, at_most)
     torch.set_num_threads(1)
     columns = ["part", "asked req/s", "sent req/s", "200 req/s", "p50 ms", "p99 ms", "503 req/s", "503 p99 ms"]
     report = BenchReport(f"Overload, {times:g} times capacity, {seconds:g} s, {os.cpu_count()} cores", columns)
@@ -206,7 +213,7 @@ def growth(memory: list[tuple[float, int]], begin: float, end: float) -> dict[st
 
     Args:
         memory: (seconds, resident bytes).
-        begin, end: of the overload; there must have been looks before it and in both halves.
+        begin, end: of the overload; there must have been a look before it, and nan is for a half without one.
 
     Example:
         >>> growth([(0, 10 * 2**20), (1, 12 * 2**20), (2, 15 * 2**20), (3, 99 * 2**20)], 1, 3)
@@ -214,7 +221,7 @@ def growth(memory: list[tuple[float, int]], begin: float, end: float) -> dict[st
     """
     before = next(held for at, held in reversed(memory) if at < begin)
     half = (begin + end) / 2
-    first = max(held for at, held in memory if begin <= at < half)
-    late = max(held for at, held in memory if half <= at < end)
+    first = max((held for at, held in memory if begin <= at < half), default=nan)
+    late = max((held for at, held in memory if half <= at < end), default=nan)
     mb = 2**20
     return {"memory_growth_mb": (max(first, late) - before) / mb, "memory_late_growth_mb": (late - first) / mb}

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from ctr_models.errors import ConfigError
 from pipelines.benchmarks import features_bench as bench
 
 
@@ -58,10 +59,19 @@ def test_the_report_has_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         at_most=["peak_mb=3000"],
     )
     figures = json.loads((tmp_path / "out.json").read_text())["figures"]
+    assert set(figures) == {"rows_per_second", "rows_per_second_large", "peak_mb", "ratio_copy", "ratio_fuxictr"}
     assert figures["ratio_copy"] == 0.5
     assert figures["ratio_fuxictr"] == 20.0
     assert figures["rows_per_second"] == 500.0
     assert figures["peak_mb"] == 500.0
+
+
+def test_a_bar_for_no_figure_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "write_log", lambda *_: pytest.fail("a log was written"))
+    with pytest.raises(ConfigError, match="no figure 'ratio_cpy'. did you mean 'ratio_copy'"):
+        bench.main(at_least=["ratio_cpy=0.4"])
+    with pytest.raises(ConfigError, match="no figure 'ratio_fuxictr'"):
+        bench.main(fuxictr=False, at_least=["ratio_fuxictr=8"])
 
 
 def test_peak_memory_counts_what_was_given_back() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import typer
 
+from ctr_models.errors import ConfigError
 from pipelines.benchmarks import train_bench
 
 
@@ -25,8 +26,15 @@ def test_every_figure_is_measured(tiny, tmp_path):
     with pytest.raises(typer.Exit):
         train_bench.main(2, 2, 1000, tmp_path / "out.json", ["ratio_floor=1000"], None)
     figures = json.loads((tmp_path / "out.json").read_text())["figures"]
-    assert {"ratio_usual_300k", "ratio_usual_4m", "ratio_floor", "loader_share"} <= set(figures)
+    speeds = {f"rows_per_second_{name}_{size}" for name in ("finalmlp", "gdcn") for size in ("300k", "4m")}
+    assert set(figures) == {"ratio_usual_300k", "ratio_usual_4m", "ratio_floor", "loader_share"} | speeds
     assert all(value > 0 for value in figures.values())
+
+
+def test_a_bar_for_no_figure_is_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(train_bench, "_World", lambda *_: pytest.fail("it was measured"))
+    with pytest.raises(ConfigError, match="no figure 'ratio_flor'. did you mean 'ratio_floor'"):
+        train_bench.main(at_least=["ratio_flor=0.75"])
 
 
 def test_the_usual_loop_is_the_same_model(tiny, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import typer
 
+from ctr_models.errors import ConfigError
 from pipelines.release.bundle import Bundle
 from pipelines.release.example import example_bundle
 from serving.benchmarks import forward_bench
@@ -44,9 +45,18 @@ def test_a_run(bundle: Bundle, program: Way, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(forward_bench, "exported", lambda _: program)
     out = tmp_path / "figures.json"
     with pytest.raises(typer.Exit):
-        forward_bench.main([bundle.directory], json=out, at_least=["exported_over_best=1e9"])
+        forward_bench.main([bundle.directory], 0.02, json=out, at_least=["exported_over_best=1e9"])
     told = json.loads(out.read_text())
     assert [row[:2] for row in told["rows"]] == [["dnn", "eager"], ["", "exported"]]
     wanted = {f"1_dnn_{way}_{rows}_ms" for way in ("eager", "exported") for rows in (1, 100, 500)}
     wanted |= {"1_dnn_load_seconds", "1_dnn_export_seconds", "exported_over_best"}
+    assert wanted <= set(forward_bench.figures(["1_dnn"], (1, 100, 500)))
     assert set(told["figures"]) == wanted and all(figure > 0 for figure in told["figures"].values())
+
+
+def test_a_bar_for_no_figure_is_refused_before_anything_is_measured(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward_bench, "exported", lambda _: pytest.fail("it was measured"))
+    with pytest.raises(ConfigError, match="no figure '1_dnn_eagr_1_ms'. did you mean '1_dnn_eager_1_ms'"):
+        forward_bench.main([bundle.directory], at_most=["1_dnn_eagr_1_ms=1"])

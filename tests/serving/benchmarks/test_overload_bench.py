@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import typer
 
+from ctr_models.errors import ConfigError
 from pipelines.release.example import example_bundle
 from serving.benchmarks.open_loop import Answers
-from serving.benchmarks.overload_bench import RUN, growth, main, recovery
+from serving.benchmarks.overload_bench import FIGURES, RUN, growth, main, recovery
 
 
 def answers(status: list[int], milliseconds: list[float]) -> Answers:
@@ -34,6 +35,17 @@ def test_growth_is_what_an_overload_adds() -> None:
     mb = 2**20
     looks = [(0.0, 50 * mb), (0.9, 30 * mb), (1.2, 40 * mb), (2.5, 38 * mb), (3.5, 99 * mb)]
     assert growth(looks, 1.0, 3.0) == {"memory_growth_mb": 10.0, "memory_late_growth_mb": -2.0}
+    for seen in (
+        [looks[0], looks[2]],
+        [looks[0], looks[3]],
+        looks[:1],
+    ):  # a machine that stands still looks at nothing
+        assert math.isnan(growth(seen, 1.0, 3.0)["memory_late_growth_mb"])
+
+
+def test_a_bar_for_no_figure_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no figure 'refused_p9_ms'. did you mean 'refused_p99_ms'"):
+        main(tmp_path / "no-such-bundle", at_most=["refused_p9_ms=5"])
 
 
 def test_a_run(tmp_path: Path) -> None:
@@ -46,7 +58,5 @@ def test_a_run(tmp_path: Path) -> None:
     assert figures["failed"] == 0
     assert figures["capacity_requests_per_second"] > 50
     assert 0 < figures["accepted_over_capacity"] < 2.1
-    assert {"p99_over_capacity", "refused_p99_ms", "refused_share", "memory_growth_mb", "recovery_s"} <= set(
-        figures
-    )
+    assert set(figures) == set(FIGURES)
     assert [row[0] for row in told["rows"]] == ["8 clients", "64 clients", "calm", "overload", "after"]
