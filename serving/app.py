@@ -138,8 +138,17 @@ def create_app(
     app.add_middleware(Guard, keys=keys, metrics=metrics, folder=None if place is None else place.folder)
     app.add_middleware(Draining, drain=drain, count=lambda kind: metrics.errors.labels(kind).inc())
     app.add_middleware(Observe, metrics=metrics, sampler=Sampler(settings.log_requests), tracing=tracing)
+    stack = app.build_middleware_stack
+    app.build_middleware_stack = lambda: _within(stack())  # type: ignore[method-assign]
     app.openapi = lambda: describe(app, examples=keys is None)  # type: ignore[method-assign]
     return app
+
+
+def _within(stack: Any) -> Observe:
+    """Return what is within FastAPI's outermost layers: they wait for errors, and Observe lets none out."""
+    while not isinstance(stack, Observe):
+        stack = stack.app
+    return stack
 
 
 def _limits(settings: Settings) -> Limits:

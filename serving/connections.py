@@ -119,6 +119,8 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
+        if cycle.scope["method"] != "HEAD":  # whose answer is a head alone
+            cycle.transport = _Whole(self.transport)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
@@ -212,6 +214,36 @@ class Connection(HttpToolsProtocol):
         head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+class _Whole:
+    """A transport for the answer to one request: its head waits for the first part of its body, and leaves with it.
+
+    Apart they would be two packets, and the client would be woken by the first.
+
+    Args:
+        transport: of the connection.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport, self._head = transport, b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Send what an answer consists of, or what comes before it: 100 Continue."""
+        if self._head:
+            self._transport.write(self._head + data)
+            self._head = b""
+        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100 "):
+            self._head = data
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Send a head whose body never came, and end the connection."""
+        if self._head:
+            self.write(b"")
+        self._transport.close()
 
 
 _PROBLEMS = {

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from serving.connections import AHEAD
+from serving import connections
+from serving.connections import AHEAD, _Whole
 
 AWAY = b"HTTP/1.1 503 Away\r\ncontent-length: 2\r\n\r\nno"
 
@@ -27,6 +28,14 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         body, more = body + message.get("body", b""), message.get("more_body", False)
     if body == b"slow":
         await asyncio.sleep(0.3)
+    if body == b"parts":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for part in (b"HTTP/1.1 ", b"", b"ends"):
+            await send({"type": "http.response.body", "body": part, "more_body": part != b"ends"})
+        return
+    if body == b"broken":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+        raise RuntimeError("after the head")
     headers = [(b"content-length", str(len(body)).encode())]
     headers += [one for one in scope["headers"] if one[0] == b"x-trailer"]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -185,4 +194,64 @@ def test_requests_sent_ahead_are_few(port: int) -> None:
     with connected(port) as client:
         client.sendall(post("/yes", b"slow") + post("/yes", b"ahead") * (AHEAD + 1))
         assert read(client, b"}").startswith(b"HTTP/1.1 429")
+        assert client.recv(100) == b""
+
+
+@pytest.fixture
+def packets(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What leaves at once."""
+    sent: list[bytes] = []
+
+    class Noted:
+        def __init__(self, transport: asyncio.Transport) -> None:
+            self._transport = transport
+
+        def write(self, data: bytes) -> None:
+            sent.append(data)
+            self._transport.write(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._transport, name)
+
+    monkeypatch.setattr(connections, "_Whole", lambda transport: _Whole(Noted(transport)))  # type: ignore[arg-type]
+    return sent
+
+
+def test_an_answer_leaves_whole(port: int, packets: list[bytes]) -> None:
+    with connected(port) as client:
+        client.sendall(post("/yes", b"one") + post("/yes", b"two"))
+        read(client, b"two")
+        expected = b"POST /yes HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
+        client.sendall(expected)
+        assert read(client, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"three")
+        read(client, b"three")
+        client.sendall(post("/yes", b""))
+        read(client, b"\r\n\r\n")
+    assert [one[:12] for one in packets] == [
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 100",
+        *[b"HTTP/1.1 200"] * 2,
+    ]
+    assert [one.partition(b"\r\n\r\n")[2] for one in packets] == [b"one", b"two", b"", b"three", b""]
+
+
+def test_an_answer_in_parts_leaves_part_by_part(port: int, packets: list[bytes]) -> None:
+    with connected(port) as client:
+        client.sendall(post("/yes", b"parts"))
+        assert read(client, b"0\r\n\r\n").endswith(b"9\r\nHTTP/1.1 \r\n4\r\nends\r\n0\r\n\r\n")
+    assert packets[0].endswith(b"9\r\nHTTP/1.1 \r\n")
+
+
+def test_a_head_without_a_body_leaves_too(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(b"HEAD /yes HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert read(client, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        client.sendall(post("/yes", b"broken"))
+        assert read(client, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        assert client.recv(100) == b""
+    with connected(port) as client:
+        client.sendall(b"HEAD /yes HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert read(client, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
         assert client.recv(100) == b""

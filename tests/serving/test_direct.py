@@ -13,6 +13,7 @@ from pipelines.release.example import example_bundle
 from serving import app as application
 from serving.app import BUSIEST, create_app
 from serving.limits import ARROW
+from serving.observe import Observe
 from serving.scorer import Scorer
 from serving.settings import Settings
 
@@ -112,6 +113,8 @@ def test_both_ways_hide_an_error_inside(ways: Any, monkeypatch: pytest.MonkeyPat
     def fail(*_: Any) -> None:
         raise RuntimeError("secret")
 
+    for client in ways:  # no layer of the framework is outside to tell of it first
+        assert isinstance(client.app.build_middleware_stack(), Observe)
     monkeypatch.setattr(Scorer, "encode", fail)
     short, through = (told(client, "POST", SCORE, {"json": BODY}) for client in ways)
     assert short == through
