@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pipelines.benchmarks.measure import peak_memory, timed
 from pipelines.benchmarks.report import BenchReport
-from pipelines.benchmarks.score_ratios import scores
+from pipelines.benchmarks.score_ratios import FIGURES, scores
 
 if TYPE_CHECKING:
     from kernels import ActivatedLayer
@@ -165,8 +165,22 @@ def _tell(report: BenchReport, name: str, sizes: str, what: str, seconds: dict[s
     report.row(name, sizes, what, "ours", seconds["ours"] * 1e3, ratios[f"ratio_{name}"], compiled, "")
 
 
-RATIOS: dict[str, Callable[[BenchReport, Setting], None]] = {
-    "target_attention": target_attention,
-    "constant_context": constant_context,
-    "scores": scores,
+class Ratio(NamedTuple):
+    """Something that ``sluice bench kernels`` measures beside the operators.
+
+    Args:
+        measure: adds rows and figures to a report.
+        figures: names of those; of them with ``compile`` in it only if torch.compile is measured.
+    """
+
+    measure: Callable[[BenchReport, Setting], None]
+    figures: Sequence[str]
+
+
+RATIOS = {
+    "target_attention": Ratio(
+        target_attention, [f"{what}_target_attention" for what in ("ratio", "ratio_compile", "memory")]
+    ),
+    "constant_context": Ratio(constant_context, ["ratio_constant_context"]),
+    "scores": Ratio(scores, FIGURES),
 }

@@ -12,7 +12,7 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,7 @@ import typer
 
 from ctr_models.errors import ConfigError, nearest
 from pipelines.benchmarks.measure import timed
-from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath, progress
+from pipelines.benchmarks.report import AtLeast, AtMost, BenchReport, JsonPath, known, progress
 
 if TYPE_CHECKING:
     import torch
@@ -102,15 +102,43 @@ def main(
         _quieten()
     most = rows or (4096 if where == "cpu" else None)
     grid = [(one, sizes) for one in chosen for sizes in sizes_up_to(one, most)]
+    known(figures(grid, wanted, compiled), at_least, at_most)
     with progress(Console(stderr=True), len(grid) + len(wanted)) as step:
         if grid:
             _operators(report, grid, where, kinds[dtype], rounds, compiled, step)
         for name in wanted:
             step(f"ratio {name}")
-            RATIOS[name](report, Setting(where, rounds, compiled))
+            RATIOS[name].measure(report, Setting(where, rounds, compiled))
     report.figures["overhead_us"] = overhead() * 1e6
     report.note(f"choosing an implementation adds {report.figures['overhead_us']:.2f} microseconds to a call")
     report.finish(json, at_least, at_most)
+
+
+def figures(
+    grid: Sequence[tuple[Operator, dict[str, int]]], ratios: Sequence[str], compiled: bool
+) -> Iterator[str]:
+    """Yield the names of all figures that there may be: a definition that has no room has no ratio.
+
+    Args:
+        grid: operators and their sizes.
+        ratios: names of :data:`pipelines.benchmarks.kernel_ratios.RATIOS`.
+        compiled: whether torch.compile is timed.
+    """
+    from pipelines.benchmarks.kernel_ratios import RATIOS
+
+    yield "overhead_us"
+    for name in ratios:
+        yield from (figure for figure in RATIOS[name].figures if compiled or "compile" not in figure)
+    for operator, sizes in grid:
+        for key in (_key(operator, sizes, backward) for backward in (False, True)):
+            yield from (f"ratio_eager_{key}", f"roofline_{key}")
+            if compiled:
+                yield f"ratio_compile_{key}"
+
+
+def _key(operator: Operator, sizes: dict[str, int], backward: bool) -> str:
+    words = [operator.name, *(f"{name}{size}" for name, size in sizes.items())]
+    return "_".join([*words, "step" if backward else "forward"])
 
 
 def _named(words: str, known: list[str], what: str) -> list[str]:
@@ -184,8 +212,7 @@ def _operators(
         for backward in (False, True):
             calls = {way: call(way_of, arguments, backward) for way, way_of in ways.items()}
             seconds = timed({way: one for way, one in calls.items() if has_room(one)}, rounds, device)
-            key = "_".join([operator.name, *(f"{k}{v}" for k, v in sizes.items())])
-            key += "_step" if backward else "_forward"
+            key = _key(operator, sizes, backward)
             ratios = {way: seconds[way] / seconds["fused"] for way in ("eager", "compile") if way in seconds}
             report.figures |= {f"ratio_{way}_{key}": ratio for way, ratio in ratios.items()}
             report.figures[f"roofline_{key}"] = bound * (3 if backward else 1) / seconds["fused"]

@@ -51,6 +51,11 @@ MEASURED = (
     Measured("frappe_dnn", "dnn", {"mlp": TOWER}, frappe=True),
     Measured("frappe_finalmlp", "finalmlp", frappe=True),
 )
+FIGURES = (
+    "ratio_scores",
+    *(f"ratio_scores_{one.figure}" for one in MEASURED),
+    *(f"{way}_{one.figure}_rows_per_second" for way in ("scores", "plain") for one in MEASURED),
+)
 
 
 def shop() -> Schema:

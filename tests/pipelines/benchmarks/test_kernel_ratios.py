@@ -8,6 +8,7 @@ from ctr_models import example_batch
 from kernels.target_attention import padded
 from kernels.target_attention import target_attention as jagged
 from pipelines.benchmarks.kernel_ratios import (
+    RATIOS,
     Setting,
     TargetAttentionInput,
     constant_context,
@@ -31,6 +32,7 @@ def test_both_ways_of_target_attention_compute_the_same() -> None:
 def test_target_attention_needs_less_memory_than_its_padded_way() -> None:
     report = BenchReport("ratios", COLUMNS)
     target_attention(report, SETTING, width=8)
+    assert set(report.figures) == {f for f in RATIOS["target_attention"].figures if "compile" not in f}
     assert report.figures["ratio_target_attention"] > 0
     assert 0 < report.figures["memory_target_attention"] < 0.5
     assert len(report.rows) == 1
@@ -51,5 +53,6 @@ def test_gates_row_by_row_give_the_same_step() -> None:
 def test_a_constant_context_is_measured() -> None:
     report = BenchReport("ratios", COLUMNS)
     constant_context(report, SETTING)
+    assert set(report.figures) == set(RATIOS["constant_context"].figures)
     assert report.figures["ratio_constant_context"] > 0
     assert report.rows[0][:3] == ("constant_context", "rows 40", "training step")

@@ -6,8 +6,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from ctr_models.errors import ConfigError
 from kernels import OPERATORS
-from pipelines.benchmarks.kernel_ratios import RATIOS, Setting
+from pipelines.benchmarks import kernels_bench as bench
+from pipelines.benchmarks.kernel_ratios import RATIOS, Ratio, Setting
 from pipelines.benchmarks.kernels_bench import Machine, has_room, overhead, sizes_up_to
 from pipelines.cli import build_app
 
@@ -60,7 +62,7 @@ def test_ratios_alone(monkeypatch, tmp_path) -> None:
         told.append(setting)
         report.figures["ratio_own"] = 2.0
 
-    monkeypatch.setitem(RATIOS, "own", ratio)
+    monkeypatch.setitem(RATIOS, "own", Ratio(ratio, ["ratio_own", "ratio_compile_own"]))
     path = tmp_path / "figures.json"
     arguments = ["--operators", "none", "--ratios", "own", "--rounds", "3", "--no-compile", "--json", str(path)]
     result = CliRunner().invoke(build_app(), ["bench", "kernels", "--device", "cpu", *arguments])
@@ -94,3 +96,16 @@ def test_figures_and_bars(monkeypatch, tmp_path, bar: str, code: int) -> None:
     assert result.exit_code == code, result.output
     figures = json.loads(path.read_text())["figures"]
     assert figures["ratio_eager_gated_cross_rows3_width4_step"] > 0
+    grid = [(OPERATORS["gated_cross"], {"rows": 3, "width": 4})]
+    assert set(figures) == set(bench.figures(grid, [], compiled=False))
+    assert "ratio_compile_gated_cross_rows3_width4_step" in set(bench.figures(grid, [], compiled=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("overhead_u", "overhead_us"), ("ratio_scores_deep", "ratio_scores_deepfm"), ("ratio_compile_scores", "")],
+)
+def test_a_bar_for_no_figure_is_refused_before_anything_is_measured(monkeypatch, wrong: str, right: str) -> None:
+    monkeypatch.setattr(bench, "_operators", lambda *_: pytest.fail("it was measured"))
+    with pytest.raises(ConfigError, match=f"no figure '{wrong}'.*{right}"):
+        bench.main(operators="gated_cross", device="cpu", compiled=False, at_least=[f"{wrong}=1"])

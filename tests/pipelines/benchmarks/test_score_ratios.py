@@ -34,4 +34,5 @@ def test_the_bar_is_the_least_of_its_models(monkeypatch) -> None:
     figures = report.figures
     assert figures["ratio_scores"] == min(figures["ratio_scores_dnn"], figures["ratio_scores_finalmlp"])
     assert figures["ratio_scores_frappe_dnn"] > 0
+    assert set(figures) < set(score_ratios.FIGURES)
     assert len(report.rows) == 3
