@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ctr_models.errors import ConfigError
+from ctr_models.memory import keep_freed_memory
 from serving import logs
 from serving.drain import Drain
 from serving.settings import Settings
@@ -78,6 +79,7 @@ def serve(
 
     # What was imported is never garbage: collections leave it out, the one at the end too, which took seconds.
     gc.freeze()
+    keep_freed_memory()
     failures: list[Exception] = []
     # uvloop accepts one connection a turn and listener. Under load a turn is long, and newcomers would wait.
     listener.setblocking(False)  # copies take that over, and set it for all processes that share the socket

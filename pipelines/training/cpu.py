@@ -1,13 +1,11 @@
 """What torch does slowly when it trains on CPU, done faster: the same mathematics in float32, the same parameters.
 
-torch multiplies float32 matrices by MKL, which on AMD processors reaches less than half of what oneDNN does;
-it draws the numbers for dropout one by one; and glibc returns each step's activations to the system, which then
-clears the same pages again for the next step.
+torch multiplies float32 matrices by MKL, which on AMD processors reaches less than half of what oneDNN does, and it
+draws the numbers for dropout one by one.
 """
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -60,20 +58,6 @@ class FastDropout(nn.Dropout):
         lots = words.view(torch.int16)[: input.numel()].view(input.shape)
         mask = (lots >= dropped - 32768).to(input.dtype).mul_(65536 / (65536 - dropped))
         return input * mask
-
-
-def keep_freed_memory(limit: int = 1 << 30) -> None:
-    """Let this process keep up to ``limit`` freed bytes for its next allocations, where its C library is glibc.
-
-    Blocks of 32 MiB and more are still returned at once.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another C library
-        return
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    mallopt(m_mmap_threshold, 32 << 20)
-    mallopt(m_trim_threshold, limit)
 
 
 def speed_up(model: nn.Module) -> None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ctr_models.batch import Batch
+from ctr_models.memory import keep_freed_memory
 from ctr_models.model import CTRModel
 from pipelines.training.averaging import WeightAverage
 from pipelines.training.config import TrainConfig
-from pipelines.training.cpu import keep_freed_memory, speed_up
+from pipelines.training.cpu import speed_up
 from pipelines.training.distributed import Ranks, check_sharding, join_statistics, replicated_tables, shard
 from pipelines.training.optimizers import (
     Decay,

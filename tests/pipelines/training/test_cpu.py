@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -11,31 +8,6 @@ from kernels.product import fast_products
 from pipelines.training.cpu import FastDropout, FastLinear, speed_up
 
 avx512 = pytest.mark.skipif(not fast_products(), reason="needs a processor with AVX-512")
-
-FAULTS = """
-import resource, sys
-import numpy as np
-from pipelines.training.cpu import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-use = lambda: [np.ones(1 << 20) for _ in range(20)]
-for _ in range(3):
-    use()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
-    use()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
-def test_freed_memory_is_used_again():
-    """What the next step allocates was not given back to the system, to be cleared again page by page."""
-    faults = {
-        how: int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
-        for how in ("keep", "usual")
-    }
-    assert faults["keep"] < 100 < faults["usual"]
 
 
 @avx512
