@@ -40,8 +40,8 @@ from serving.tracing import Tracing
 from serving.traffic import Traffic
 
 log = logging.getLogger("sluice.server")
-BUSIEST = frozenset({SCORE_PATH, BATCH_PATH, event_routes.PATH})
-"""What is asked so often that FastAPI's way to it would be felt."""
+BUSIEST = (SCORE_PATH, event_routes.PATH, BATCH_PATH, *open_inference.INFER_PATHS)
+"""What is asked so often by POST that FastAPI's way to it would be felt."""
 _SILENT: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 """Traces and metrics are of :class:`Tracing` and :class:`Metrics`; FastAPI makes none besides."""
 
@@ -132,7 +132,8 @@ def create_app(
         assert outcomes is not None
         event_routes.add_routes(app, traffic, intake.read, outcomes.took)
     ui.add_routes(app, lambda: readiness(models, features, traffic, drain), traffic)
-    busiest = [route for route in app.routes if isinstance(route, APIRoute) and route.path in BUSIEST]
+    posts = {route.path: route for route in app.routes if isinstance(route, APIRoute) and route.methods == {"POST"}}
+    busiest = [posts[path] for path in BUSIEST if path in posts]
     app.add_middleware(Direct, routes=busiest, refuse=_refuse)
     app.add_middleware(Admit, intake=intake, count=lambda kind: metrics.errors.labels(kind).inc())
     app.add_middleware(Guard, keys=keys, metrics=metrics, folder=None if place is None else place.folder)

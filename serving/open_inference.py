@@ -46,6 +46,8 @@ INLINE_BYTES = 64 * 1024
 """Of a body that is read on the event loop; a larger one is read beside it, and keeps nobody waiting."""
 PART = 32_768
 """Values that become an array at once."""
+_MODELS = {"/v2/models/{name}": "", "/v2/models/{name}/versions/{version}": " of a version"}
+INFER_PATHS = tuple(f"{path}/infer" for path in _MODELS)
 _EXTENSIONS = ["binary_tensor_data"]
 _PLAIN: dict[str, set[type]] = {"BYTES": {str, NoneType}, "BOOL": {bool}}
 """Types of what stands in JSON for data that is no number; whole numbers and truth know no missing value."""
@@ -268,7 +270,7 @@ def add_routes(
         told, headers = encode(scores, name=name, version=_version(scorer.card), id=asked.id, binary=asked.binary)
         return Response(told, headers=headers)
 
-    for place, path in (("", "/v2/models/{name}"), (" of a version", "/v2/models/{name}/versions/{version}")):
+    for path, place in _MODELS.items():
         route(path, methods=["GET"], summary=f"The tensors of a model{place}", responses=unknown)(model)
         route(f"{path}/ready", methods=["GET"], summary=f"A model{place} answers", responses=unknown)(model_ready)
         route(
