@@ -26,6 +26,7 @@ from fastapi import FastAPI, Request, Response
 from ctr_models.errors import SluiceError, nearest
 from pipelines.features.online import CandidateColumns
 from pipelines.features.spec import FeatureSpec
+from serving.aside import aside
 from serving.deadline import DEADLINE, PARAMETER, PASSED, deadline_of
 from serving.limits import headers_of
 from serving.line import line_of
@@ -42,8 +43,6 @@ NUMBERS: dict[str, str] = {
 """Data types of fixed size and how numpy reads them; the one other is BYTES."""
 LONGEST = 1000
 """Characters of a message: what a request brings is repeated in it."""
-INLINE_BYTES = 64 * 1024
-"""Of a body that is read on the event loop; a larger one is read beside it, and keeps nobody waiting."""
 PART = 32_768
 """Values that become an array at once."""
 _MODELS = {"/v2/models/{name}": "", "/v2/models/{name}/versions/{version}": " of a version"}
@@ -245,9 +244,7 @@ def add_routes(
             deadline = deadline_of(headers_of(request.scope).get(DEADLINE), request.state.arrived)
             body = await read(request)
             scorer = found(name, version)
-            given = body, request.headers.get(HEADER), scorer
-            small = len(body) <= INLINE_BYTES
-            asked, question = understood(*given) if small else await asyncio.to_thread(understood, *given)
+            asked, question = await aside(len(body), understood, body, request.headers.get(HEADER), scorer)
             request.state.candidates = len(asked.frame)
             if asked.id is not None and re.fullmatch(REQUEST_ID, asked.id):
                 request.state.request_id = asked.id
@@ -257,7 +254,13 @@ def add_routes(
                 scores = await scoring.score(name, scorer, encoded, deadline, line=line)
             else:
                 answer = await scoring.answer(
-                    question, slot=name, request_id=request_id, deadline=deadline, scorer=scorer, line=line
+                    question,
+                    slot=name,
+                    request_id=request_id,
+                    deadline=deadline,
+                    scorer=scorer,
+                    line=line,
+                    size=len(body),
                 )
                 scores = answer.scores
         except SluiceError as error:

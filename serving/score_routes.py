@@ -10,6 +10,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 
 from serving import arrow
+from serving.aside import aside
 from serving.deadline import DEADLINE, PARAMETER, PASSED, deadline_of
 from serving.limits import ARROW, JSON, Intake, headers_of
 from serving.line import line_of
@@ -69,11 +70,11 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         kind, body = await intake.take(request, TYPES)
         state["stages"].end("read")
         if kind == ARROW:
-            (asked,) = arrow.parse(body, max_requests=1, max_candidates=most, most=most)
+            (asked,) = await aside(len(body), arrow.parse, body, max_requests=1, max_candidates=most, most=most)
             if isinstance(asked, Refused):
                 raise asked
         else:
-            asked = parse_request(body, max_candidates=most)
+            asked = await aside(len(body), parse_request, body, max_candidates=most)
         if asked.request_id is not None:
             state["request_id"] = asked.request_id
         state["candidates"] = len(asked.candidates)
@@ -84,6 +85,7 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
             deadline=deadline,
             stages=state["stages"],
             line=line_of(request.scope),
+            size=len(body),
         )
         if _wants_arrow(request):
             reply = Response(arrow.reply([answer], [state["request_id"]]), media_type=ARROW)
@@ -108,7 +110,7 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
         kind, body = await intake.take(request, TYPES)
         state["stages"].end("read")
         parse = arrow.parse if kind == ARROW else parse_batch
-        asked = parse(body, max_requests=per_batch, max_candidates=most, most=together)
+        asked = await aside(len(body), parse, body, max_requests=per_batch, max_candidates=most, most=together)
         owe = request.scope["state"].get("owe")
         if owe is not None:
             owe(len(asked) - 1)
@@ -121,6 +123,7 @@ def add_routes(app: FastAPI, scoring: Scoring, intake: Intake, settings: Setting
             deadline=deadline,
             stages=state["stages"],
             line=line_of(request.scope),
+            size=len(body),
         )
         if _wants_arrow(request):
             reply = Response(arrow.reply(answers, ids), media_type=ARROW)

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from ctr_models.errors import RequestError
 from pipelines.features.online import CandidateColumns
 from pipelines.features.overlay import overlaid
+from serving.aside import aside
 from serving.batching import Batcher, Encoded, Gone, Late, Overloaded
 from serving.line import Line
 from serving.models import Models
@@ -91,6 +92,7 @@ class Scoring:
         stages: Stages | None = None,
         scorer: Scorer | None = None,
         line: Line | None = None,
+        size: int = 0,
     ) -> Answer:
         """Score a request.
 
@@ -102,6 +104,7 @@ class Scoring:
             stages: of the request, to which those of the answer are added.
             scorer: of the slot, that shall answer whatever comes meanwhile; the request is then in no experiment.
             line: to the client; once it is lost nothing is computed, and no exposure is left.
+            size: bytes of its body, for :func:`serving.aside.aside`.
 
         Raises:
             Refused: with the status and the problems.
@@ -117,9 +120,10 @@ class Scoring:
         if not _same_ids(scorer, first):
             found = await self._found(scorer, asked, stages)
         try:
-            encoded, given, stored = self._encoded(scorer, asked, found)
+            encoded, given, used = await aside(size, _encoded, scorer, asked, found)
         except RequestError as error:
             raise refused_value(error, scorer.columns) from None
+        stored = None if found is None else self._reported(scorer, asked, used)
         stages.end("encode")
         scores = await self.score(decision.slot, scorer, encoded, deadline, stages, line)
         said: dict[str, Any] = {}
@@ -186,6 +190,7 @@ class Scoring:
         deadline: float = math.inf,
         stages: Stages | None = None,
         line: Line | None = None,
+        size: int = 0,
     ) -> list[Answer | Refused]:
         """Score many requests at once; they share forward passes as concurrent ones do.
 
@@ -196,6 +201,7 @@ class Scoring:
             deadline: of all.
             stages: of them together, to which those of each are added.
             line: as in :meth:`answer`.
+            size: bytes of their body, of which each counts as an equal part.
 
         Raises:
             ClientDisconnect: the line is lost.
@@ -213,6 +219,7 @@ class Scoring:
                     deadline=deadline,
                     stages=together.part(),
                     line=line,
+                    size=size // len(asked),
                 )
             except ClientDisconnect:
                 raise
@@ -239,25 +246,27 @@ class Scoring:
         stored = found.user if found is not None else None
         return self.traffic.decide(overlaid(stored, asked.user) if stored else asked.user, asked.context, slot)
 
-    def _encoded(
-        self, scorer: Scorer, asked: Question, found: Found | None
-    ) -> tuple[Encoded, Given, StoredFeatures | None]:
-        """Encode a request, completed by what is stored; tell what was encoded, and what was missing."""
-        given: Given = asked.user, asked.context, asked.candidates
-        if found is None:
-            return scorer.encode(*given), given, None
-        spec = scorer.bundle.state.spec
-        ids = ids_of(spec, *given)
-        try:
-            filled = found.fill(spec, *given)
-            encoded, given = scorer.encode(*filled), filled
-        except RequestError:
-            encoded = scorer.encode(*given)  # raises if it is the request's fault
+    def _reported(self, scorer: Scorer, asked: Question, used: Found | None) -> StoredFeatures:
+        """Tell what was stored, and count what was not; None: what was stored could not be encoded."""
+        ids = ids_of(scorer.bundle.state.spec, asked.user, asked.context, asked.candidates)
+        if used is None:
             self.metrics.errors.labels("stored_features").inc()
-            found = Found.nothing(ids[1])
-        stored = found.report(*ids)
+            used = Found.nothing(ids[1])
+        stored = used.report(*ids)
         self.metrics.looked_up(stored)
-        return encoded, given, stored
+        return stored
+
+
+def _encoded(scorer: Scorer, asked: Question, found: Found | None) -> tuple[Encoded, Given, Found | None]:
+    """Encode a request, completed by what is stored; tell what was encoded, and what of the store was used."""
+    given: Given = asked.user, asked.context, asked.candidates
+    if found is not None:
+        try:
+            filled = found.fill(scorer.bundle.state.spec, *given)
+            return scorer.encode(*filled), filled, found
+        except RequestError:
+            pass  # raised again below if it is the request's fault
+    return scorer.encode(*given), given, None
 
 
 def _internal(request_id: str) -> Refused:

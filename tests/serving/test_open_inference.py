@@ -18,6 +18,7 @@ from pipelines.release.bundle import SCORE, Bundle
 from pipelines.release.example import example_bundle
 from serving import open_inference
 from serving.app import create_app
+from serving.aside import LARGE
 from serving.open_inference import decode
 from serving.schemas import Refused
 from serving.settings import Settings
@@ -230,7 +231,7 @@ def test_a_large_body_is_not_read_where_others_wait(bundle, monkeypatch) -> None
     where = {}
 
     def noted(body: bytes, *rest: Any, **more: Any) -> Any:
-        where[len(body) > open_inference.INLINE_BYTES] = asyncio._get_running_loop()
+        where[len(body) > LARGE] = asyncio._get_running_loop()
         return decode(body, *rest, **more)
 
     monkeypatch.setattr(open_inference, "decode", noted)
