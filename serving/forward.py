@@ -75,6 +75,7 @@ class Forward:
         if eight is not None and (program := _traced(bundle, example, golden, eight)):
             self.ways["int8"] = program
         self.seconds = {name: _measure(way, example) for name, way in self.ways.items()}
+        self._expected: dict[int, tuple[str, float]] = {}
 
     def __call__(self, requests: Sequence[Encoded]) -> np.ndarray:
         """Return the click probabilities of all candidates, one request after the other, (N,) float32."""
@@ -84,7 +85,11 @@ class Forward:
 
     def expected(self, rows: int) -> tuple[str, float]:
         """Return the way that a pass of so many rows takes, and its seconds as they were measured."""
-        return min(((name, _between(times, rows)) for name, times in self.seconds.items()), key=lambda one: one[1])
+        found = self._expected.get(rows)  # it is asked several times a request
+        if found is None:
+            each = ((name, _between(times, rows)) for name, times in self.seconds.items())
+            found = self._expected[rows] = min(each, key=lambda one: one[1])
+        return found
 
     def told(self) -> dict[str, Any]:
         """Return what was measured, for people: the chosen way and milliseconds, by rows."""
