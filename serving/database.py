@@ -375,13 +375,26 @@ class Database:
             with closing(connection.cursor()) as cursor:
                 if not self._path.stat().st_size:  # later it takes a rewrite of the file
                     cursor.execute(f"PRAGMA auto_vacuum={_INCREMENTAL}")
-                cursor.execute("PRAGMA journal_mode=WAL")
+                _write_ahead(cursor, self._lock_seconds)
                 cursor.execute("PRAGMA synchronous=FULL")
         except BaseException:
             connection.close()
             raise
         self._inode = _inode(self._path)
         return connection
+
+
+def _write_ahead(cursor: sqlite3.Cursor, seconds: float) -> None:
+    """Turn WAL mode on; where several do so at once to a new file, SQLite lets all but one fail without waiting."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
+                raise
+        time.sleep(0.005)
 
 
 def horizon(connection: sa.Connection) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ def test_a_locked_database_is_unavailable_then_back(database: Database, path: Pa
     other.close()
     database.insert([click("a")])
     assert names(database) == ["a"]
+
+
+def test_workers_that_begin_together_make_one_database(tmp_path: Path) -> None:
+    def begin(path: Path) -> None:
+        database = Database(f"sqlite:///{path}")
+        database.create()
+        database.rows(sa.select(events))
+        database.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        for round_ in range(80):
+            list(pool.map(begin, [tmp_path / f"{round_}.db"] * 4))
 
 
 def test_a_vanished_file_is_noticed_and_not_made_anew(database: Database, path: Path) -> None:
