@@ -36,10 +36,10 @@ class Counter(Collector):
     """
 
     def __init__(
-        self, name: str, documentation: str, labels: Sequence[str], *, registry: CollectorRegistry
+        self, name: str, documentation: str, labels: Sequence[str] = (), *, registry: CollectorRegistry
     ) -> None:
         self._name, self._documentation, self._labelnames = name, documentation, tuple(labels)
-        self._counts: dict[Labels, float] = {}
+        self._counts: dict[Labels, float] = {} if labels else {(): 0.0}
         registry.register(self)
 
     def inc(self, labels: Labels, amount: float = 1) -> None:

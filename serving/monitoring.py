@@ -60,7 +60,7 @@ class Metrics:
             ["experiment", "arm", "type"],
             registry=own,
         )
-        self.candidates = RareCounter("sluice_candidates_total", "Candidates scored.", registry=own)
+        self.candidates = Counter("sluice_candidates", "Candidates scored.", registry=own)
         self.errors = RareCounter(
             "sluice_errors_total", "Requests refused or failed, by reason.", ["reason"], registry=own
         )

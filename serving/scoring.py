@@ -175,7 +175,7 @@ class Scoring:
             raise Refused.of(504, ("header", "X-Deadline-Ms"), message, "deadline_passed") from None
         if not np.isfinite(scores).all():
             raise Refused.of(422, ("body",), "a score is no number: some value is too extreme", "score_not_finite")
-        self.metrics.candidates.inc(len(scores))
+        self.metrics.candidates.inc((), len(scores))
         name = slot or self.models.default.name
         if self.models.slots[name].scorer is scorer:  # what came before a swap does not count for what came after
             self.metrics.drift.saw(name, scorer, encoded, scores)
@@ -277,5 +277,7 @@ def _internal(request_id: str) -> Refused:
 
 def _same_ids(one: Scorer, other: Scorer) -> bool:
     """Say whether two models name users and items by the same columns."""
+    if one is other:
+        return True
     spec, others = one.bundle.state.spec, other.bundle.state.spec
-    return one is other or (spec.user, spec.item) == (others.user, others.item)
+    return (spec.user, spec.item) == (others.user, others.item)

@@ -27,10 +27,13 @@ def test_a_histogram_shows_what_the_librarys_shows() -> None:
     assert sorted(shown(ours)) == sorted(shown(theirs))
 
 
-def test_a_histogram_without_labels_is_there_from_the_start() -> None:
+def test_what_has_no_labels_is_there_from_the_start() -> None:
     registry = CollectorRegistry()
     Histogram("rows", "Of a pass.", buckets=(1,), registry=registry)
-    assert registry.get_sample_value("rows_count") == 0
+    scored = Counter("scored", "Candidates.", registry=registry)
+    assert registry.get_sample_value("rows_count") == registry.get_sample_value("scored_total") == 0
+    scored.inc((), 7)
+    assert registry.get_sample_value("scored_total") == 7
 
 
 def test_a_counter_shows_what_the_librarys_shows() -> None:
