@@ -236,7 +236,7 @@ def add_routes(
         columns = {name: False for name in (spec.user, spec.item) if name is not None}
         columns |= {column: dtype == pl.List for column, dtype in scorer.inputs.items()}
         asked = decode(body, header, columns, max_rows=max_rows)
-        return asked, one_user(asked.frame, spec) if scoring.keeps else None
+        return asked, one_user(asked.frame, spec)
 
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         found(name, version)  # before a body is read that nobody can answer

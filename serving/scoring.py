@@ -77,11 +77,6 @@ class Scoring:
         self.models, self.batcher, self.metrics = models, batcher, metrics
         self.features, self.traffic = features, traffic
 
-    @property
-    def keeps(self) -> bool:
-        """Whether there is more to a request than its scores: stored features, exposures."""
-        return self.features is not None or self.traffic is not None
-
     async def answer(
         self,
         asked: Question,
