@@ -28,6 +28,9 @@ from serving.siblings import Place
 from serving.workers import Cards, Workers
 
 log = logging.getLogger("sluice.server")
+SWITCH_SECONDS = 0.0005
+"""After which a thread that is done with a pass, or with a row on disk, gets Python's lock from a busy event loop.
+Python's own 5 ms would be several times what a small pass takes."""
 ACCEPTED = 32
 """Connections that may be accepted in a turn of the event loop."""
 
@@ -80,6 +83,7 @@ def serve(
     # What was imported is never garbage: collections leave it out, the one at the end too, which took seconds.
     gc.freeze()
     keep_freed_memory()
+    sys.setswitchinterval(SWITCH_SECONDS)
     failures: list[Exception] = []
     # uvloop accepts one connection a turn and listener. Under load a turn is long, and newcomers would wait.
     listener.setblocking(False)  # copies take that over, and set it for all processes that share the socket
