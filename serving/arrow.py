@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.features.online import CandidateColumns
+from pipelines.features.candidate_columns import CandidateColumns
 from serving.schemas import REQUEST_ID, Path, Question, Refused, too_many
 from serving.scoring import Answer
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.features.online import CandidateColumns
+from pipelines.features.candidate_columns import CandidateColumns
 from pipelines.features.overlay import overlaid
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.stored import Stored

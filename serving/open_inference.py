@@ -24,7 +24,7 @@ import polars as pl
 from fastapi import FastAPI, Request, Response
 
 from ctr_models.errors import SluiceError, nearest
-from pipelines.features.online import CandidateColumns
+from pipelines.features.candidate_columns import CandidateColumns
 from pipelines.features.spec import FeatureSpec
 from serving.aside import aside
 from serving.deadline import DEADLINE, PARAMETER, PASSED, deadline_of

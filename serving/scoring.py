@@ -14,7 +14,7 @@ import numpy as np
 from starlette.requests import ClientDisconnect
 
 from ctr_models.errors import RequestError
-from pipelines.features.online import CandidateColumns
+from pipelines.features.candidate_columns import CandidateColumns
 from pipelines.features.overlay import overlaid
 from serving.aside import aside
 from serving.batching import Batcher, Encoded, Gone, Late, Overloaded

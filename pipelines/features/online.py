@@ -19,6 +19,7 @@ from ctr_models.batch import EncodedRows, Ragged
 from ctr_models.candidates import Candidates
 from ctr_models.errors import RequestError, nearest
 from ctr_models.schema import Schema
+from pipelines.features.candidate_columns import CandidateColumns
 from pipelines.features.canonical import DTYPES, MAX_TEXT, Type, canonical, canonical_series
 from pipelines.features.crosses import Hashed, cross_keys, part_type
 from pipelines.features.encoders import MISSING, UNKNOWN, standardise, user_ids
@@ -36,31 +37,6 @@ EXACT = 2**53
 _NUMBERS = {float, int, NoneType}
 _PLAIN = {str, int, float, bool, NoneType}
 _PYTHON: dict[Type, type] = {"integer": int, "float": float, "text": str}
-
-
-class CandidateColumns(Sequence[Mapping[str, Any]]):
-    """Candidates by column, as columnar formats bring them: the encoder reads the columns, and no row is made.
-
-    Args:
-        size: candidates.
-        columns: values by name, one a candidate; None where a candidate gives none.
-
-    Example:
-        >>> some = CandidateColumns(2, {"ad": ["a", "b"], "price": [1.5, None]})
-        >>> len(some), some[1], list(some)[0]
-        (2, {'ad': 'b', 'price': None}, {'ad': 'a', 'price': 1.5})
-    """
-
-    def __init__(self, size: int, columns: Mapping[str, list[Any]]) -> None:
-        self.size, self.columns = size, columns
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return a candidate as a row."""
-        place = range(self.size)[index]
-        return {name: values[place] for name, values in self.columns.items()}
 
 
 class OnlineEncoder:

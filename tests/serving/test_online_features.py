@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctr_models.batch import EncodedRows
-from pipelines.features.online import CandidateColumns, OnlineEncoder
+from pipelines.features.candidate_columns import CandidateColumns
+from pipelines.features.online import OnlineEncoder
 from pipelines.features.snapshot import write_snapshot
 from pipelines.features.state import FeatureState
 from pipelines.features.stored import Features

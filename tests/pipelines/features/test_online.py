@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ctr_models.batch import EncodedRows
 from ctr_models.candidates import Candidates
 from ctr_models.errors import RequestError
-from pipelines.features.online import MAX_VALUES, CandidateColumns, OnlineEncoder
+from pipelines.features.candidate_columns import CandidateColumns
+from pipelines.features.online import MAX_VALUES, OnlineEncoder
 from pipelines.features.spec import FeatureSpec
 from pipelines.features.state import FeatureState
 from pipelines.features.transform import encoded_rows, transform
