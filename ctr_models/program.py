@@ -187,7 +187,7 @@ def folded(model: CTRModel) -> CTRModel:
 @torch.jit.script
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # 2**20: half of kernels.product.WORTH, which is for any threads; programs are run by one.
-    if x.dim() == 2 and x.shape[0] * weight.numel() >= 1048576:
+    if x.shape[0] * weight.numel() >= 1048576:
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
@@ -199,7 +199,7 @@ class _FastProducts(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is F.linear and min(args[1].shape) >= LEAST:
+        if function is F.linear and args[0].dim() == 2 and min(args[1].shape) >= LEAST:
             return _product(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("bias"))
         return function(*args, **kwargs)
 

@@ -48,6 +48,11 @@ class Columns:
     dims: tuple[int, ...]
     shared: frozenset[str]
 
+    @property
+    def width(self) -> int:
+        """Length of a row."""
+        return sum(self.dims)
+
     @cached_property
     def fields(self) -> dict[str, Run]:
         """Each field as a run of its own."""
@@ -72,11 +77,14 @@ class Columns:
 
     def merge(self, shared: Tensor, own: Tensor) -> Tensor:
         """Return rows of both kinds of columns, each in its place."""
-        return torch.cat([(shared if run.shared else own)[:, run.within] for run in self.runs], dim=1)
+        parts = [_columns(shared if run.shared else own, run.within) for run in self.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def cut(self, rows: Tensor, *, shared: bool) -> Tensor:
         """Return the columns of one kind."""
-        parts = [rows[:, run.place] for run in self.runs if run.shared == shared]
+        parts = [_columns(rows, run.place) for run in self.runs if run.shared == shared]
+        if len(parts) == 1:
+            return parts[0]
         return torch.cat(parts, dim=1) if parts else rows[:, :0]
 
 
@@ -134,14 +142,14 @@ class SharedRows:
     def field(self, name: str) -> Tensor:
         """Return one field of the plain rows, (N, d)."""
         run = self.columns.fields[name]
-        return self.spread(self.shared[:, run.within]) if run.shared else self.own[:, run.within]
+        return self.spread(_columns(self.shared, run.within)) if run.shared else _columns(self.own, run.within)
 
     def pick(self, names: tuple[str, ...]) -> SharedRows:
         """Return rows of some fields alone, in the order of the names."""
         runs = [self.columns.fields[name] for name in names]
         dims = tuple(run.place.stop - run.place.start for run in runs)
-        shared = [self.shared[:, :0], *(self.shared[:, run.within] for run in runs if run.shared)]
-        own = [self.own[:, :0], *(self.own[:, run.within] for run in runs if not run.shared)]
+        shared = [self.shared[:, :0], *(_columns(self.shared, run.within) for run in runs if run.shared)]
+        own = [self.own[:, :0], *(_columns(self.own, run.within) for run in runs if not run.shared)]
         columns = columns_of(names, dims, self.columns.shared)
         return SharedRows(torch.cat(shared, dim=1), torch.cat(own, dim=1), self.offsets, columns)
 
@@ -149,14 +157,15 @@ class SharedRows:
         """Return rows with other values in some fields, (N, d) each, which are then the candidates' own."""
         old = self.columns
         columns = columns_of(old.names, old.dims, old.shared.difference(fields))
-        kept = [self.shared[:, run.within] for name, run in old.fields.items() if name in columns.shared]
+        kept = [_columns(self.shared, run.within) for name, run in old.fields.items() if name in columns.shared]
         own = [fields[n] if n in fields else self.field(n) for n in old.names if n not in columns.shared]
         shared = torch.cat([self.shared[:, :0], *kept], dim=1)
         return SharedRows(shared, torch.cat(own, dim=1), self.offsets, columns)
 
     def masked(self, mask: Tensor) -> SharedRows:
         """Return the rows times a mask that each user has for all of its candidates, (U or 1, D or 1)."""
-        mask = mask.expand(-1, self.shared.shape[1] + self.own.shape[1])
+        if mask.shape[1] == 1:
+            return SharedRows(self.shared * mask, self.own * self.spread(mask), self.offsets, self.columns)
         of_shared, of_own = self.columns.cut(mask, shared=True), self.columns.cut(mask, shared=False)
         return SharedRows(self.shared * of_shared, self.own * self.spread(of_own), self.offsets, self.columns)
 
@@ -164,8 +173,18 @@ class SharedRows:
         """Return W x + b of each row x, (N, H); what W makes of the user is computed once a user."""
         # Users go with all of W: a row of zeros costs less than to cut their columns out. The candidates' columns
         # are cut out in every call, so that they are never out of date: about a hundredth of their product.
-        of_own = self.columns.cut(layer.weight, shared=False)
-        return shared_linear(self.users(), self.own, self.offsets, layer.weight, of_own, layer.bias, fused=fused)
+        of_own, users, of_users = self.columns.cut(layer.weight, shared=False), self.shared, layer.weight
+        if torch.jit.is_tracing():  # a program keeps what it has cut
+            of_users = self.columns.cut(of_users, shared=True)
+        else:
+            users = self.users()
+        return shared_linear(users, self.own, self.offsets, of_users, of_own, layer.bias, fused=fused)
+
+
+def _columns(rows: Tensor, place: slice) -> Tensor:
+    """Return columns side by side; all of them as they are. One operator, where ``rows[:, place]`` is two."""
+    width = place.stop - place.start
+    return rows if width == rows.shape[1] else rows.narrow(1, place.start, width)
 
 
 Rows: TypeAlias = Tensor | SharedRows

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ctr_models.errors import ConfigError
 from ctr_models.gates.base import Gate, GateShape, register_gate
 from ctr_models.gates.context import INNER, ContextConfig
-from ctr_models.layers.mlp import ACTIVATIONS, Activation, linear
+from ctr_models.layers.mlp import Activation, layer_activation, linear
 from kernels import feature_gate
 
 
@@ -69,7 +69,7 @@ class Sigmoid2Gate(Gate):
                 )
         layers: list[nn.Module] = []
         for size in config.hidden:
-            layers += [linear(inputs, size), ACTIVATIONS[config.activation]()]
+            layers += [linear(inputs, size), layer_activation(config.activation, size)]
             inputs = size
         last = linear(inputs, shape.fields if shape.slot == "field" else shape.width)
         if config.start == "identity":

@@ -114,8 +114,11 @@ def _gated(gate: Gate, x: Rows, context: Rows | None) -> Rows:
     if isinstance(x, SharedRows) and gate.by_context and of_users:
         if gate.name == "none":
             return x
-        users = as_gated(x.users())
+        # Of such a gate's x no more is read than its shape.
+        users = as_gated(x.shared.new_zeros(()).expand(len(x.shared), x.columns.width))
         mask = gate(users, context.shared if isinstance(context, SharedRows) else context)
-        return x.masked(mask.expand(-1, *users.shape[1:]).flatten(1))
+        if mask.shape[1:] != users.shape[1:]:
+            mask = mask.expand(-1, *users.shape[1:])
+        return x.masked(mask.flatten(1))
     context = None if context is None else joined(context)
     return gate.gated(as_gated(joined(x)), context).flatten(1)
