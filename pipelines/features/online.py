@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, chain
+from itertools import repeat as again
 from operator import itemgetter
 from types import NoneType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -34,6 +35,7 @@ MAX_VALUES = 100_000
 EXACT = 2**53
 """Integers below this are floats without loss."""
 
+_UNSEEN = -1
 _NUMBERS = {float, int, NoneType}
 _PLAIN = {str, int, float, bool, NoneType}
 _PYTHON: dict[Type, type] = {"integer": int, "float": float, "text": str}
@@ -65,16 +67,15 @@ class OnlineEncoder:
         spec = state.spec
         by_name = {c.name: c for c in spec.columns}
         tables = {name: _Ids(table) for name, table in state.tables.items()}
-        self._fields: dict[str, _Field] = {}
-        self._crosses: dict[str, _Cross] = {}
+        self._encoders: list[tuple[str, _Field | _Cross]] = []
         parts = {name: by_name[name] for c in spec.crosses for name in c.of}
         crossed = {name: _Part(c.column, part_type(spec, c, state.types)) for name, c in parts.items()}
         for f in self._schema.fields:
             c = by_name[f.name]
             if c.kind == "cross":
-                self._crosses[c.name] = _Cross(tables[c.name], [crossed[name] for name in c.of])
+                self._encoders.append((f.name, _Cross(tables[c.name], [crossed[name] for name in c.of])))
             else:
-                self._fields[f.name] = _Field(c, state, tables.get(c.table or c.name))
+                self._encoders.append((f.name, _Field(c, state, tables.get(c.table or c.name))))
         # What a log holds besides the features does no harm in a request, labels apart.
         given = (spec.user, spec.item, spec.timestamp, *spec.keep)
         labels = spec.labels.values()
@@ -106,7 +107,9 @@ class OnlineEncoder:
         """
         request = _Request(user, context, candidates, self._allowed)
         size = len(candidates)
-        columns = {name: repeat(one, size) if same else one for name, (one, same) in self._encoded(request).items()}
+        columns = {
+            name: _spread(one, size) if same else one for name, (one, same) in self._encoded(request).items()
+        }
         return _rows(self._schema, columns, self._users(request, size))
 
     def candidates(
@@ -146,25 +149,24 @@ class OnlineEncoder:
         for name in self._items:
             one, same = columns[name]
             if same:
-                columns[name] = repeat(one, size), False
+                columns[name] = _spread(one, size), False
         shared, own = self._parts(frozenset(name for name, (_, same) in columns.items() if same))
         encoded = {name: one for name, (one, _) in columns.items()}
         users = self._users(request, size) if groups else np.zeros(size, dtype=np.int64)
         return _rows(shared, encoded, np.zeros(1, dtype=np.int64)), _rows(own, encoded, users)
 
-    def _encoded(self, request: _Request) -> dict[str, tuple[np.ndarray | Ragged, bool]]:
+    def _encoded(self, request: _Request) -> dict[str, tuple[_Values, bool]]:
         """Encode each field: a value a candidate, or one that serves all, and True."""
         for name in self._unread:
             if request.gives(name):
                 request.check_plain(name)
-        columns: dict[str, tuple[np.ndarray | Ragged, bool]] = {}
-        for f in self._schema.fields:
-            if f.name in self._crosses:
-                columns[f.name] = self._crosses[f.name].encode(request)
+        columns: dict[str, tuple[_Values, bool]] = {}
+        for name, one in self._encoders:
+            if isinstance(one, _Cross):
+                columns[name] = one.encode(request)
             else:
-                field = self._fields[f.name]
-                values, same = request.values(field.key)
-                columns[f.name] = field.encode(values, request, same), same
+                values, same = request.values(one.key)
+                columns[name] = one.encode(values, request, same), same
         return columns
 
     @staticmethod
@@ -187,7 +189,16 @@ class OnlineEncoder:
         return np.repeat(groups, size) if same else groups
 
 
-def _rows(schema: Schema, columns: Mapping[str, np.ndarray | Ragged], group: np.ndarray) -> EncodedRows:
+_Values: TypeAlias = np.ndarray | Ragged | int
+"""An encoded column; of what all candidates share the id alone, where there is but one."""
+
+
+def _spread(one: _Values, size: int) -> _Values:
+    """Return what all candidates share, once a candidate; an id spreads by itself."""
+    return one if isinstance(one, int) else repeat(one, size)
+
+
+def _rows(schema: Schema, columns: Mapping[str, _Values], group: np.ndarray) -> EncodedRows:
     """Put the encoded columns of a schema side by side; labels are 0."""
     size = len(group)
     dense = np.empty((size, len(schema.dense)), dtype=np.float32)
@@ -320,16 +331,19 @@ class _Ids:
         if not self.vocabulary:
             return self.indexer(self._forms(values, form))
         get = self.by_value.get
-        if len(values) == 1 and type(values[0]) is self.python:  # as of each column that candidates share
-            id_ = get(values[0])
-            return np.array([get(form(values[0], 0), UNKNOWN) if id_ is None else id_], dtype=np.int32)
         # A dictionary holds 1, 1.0 and True for one key, so only values of the very type go straight in.
         if not {self.python, NoneType}.issuperset(map(type, values)):
             values = [v if type(v) is self.python or v is None else form(v, i) for i, v in enumerate(values)]
-        ids = list(map(get, values))
-        if None in ids:
-            ids = [get(form(values[i], i), UNKNOWN) if id_ is None else id_ for i, id_ in enumerate(ids)]
-        return np.array(ids, dtype=np.int32)
+        ids = np.fromiter(map(get, values, again(_UNSEEN)), dtype=np.int32, count=len(values))
+        if ids.min() == _UNSEEN:
+            for i in np.flatnonzero(ids == _UNSEEN).tolist():
+                ids[i] = get(form(values[i], i), UNKNOWN)
+        return ids
+
+    def one(self, value: Any, form: Callable[[Any, int], Any]) -> int:
+        """Return the id of a raw value of a vocabulary."""
+        id_ = self.by_value.get(value) if type(value) is self.python or value is None else None
+        return self.by_value.get(form(value, 0), UNKNOWN) if id_ is None else id_
 
     def _forms(self, values: list[Any], form: Callable[[Any, int], Any]) -> pl.Series:
         """Return the canonical forms of raw values; those of the very type are taken as a whole."""
@@ -377,24 +391,26 @@ class _Field:
     """One feature of a request."""
 
     def __init__(self, column: Column, state: FeatureState, ids: _Ids | None) -> None:
-        self.column, self.ids = column, ids
+        self.column, self.kind, self.ids = column, column.kind, ids
         self.key = column.name if column.from_log else column.column
         self.table = None if ids is None else ids.table
         self.encoding, self.moments = column.encoding, state.moments.get(column.name)
 
-    def encode(self, values: list[Any], request: _Request, same: bool) -> np.ndarray | Ragged:
+    def encode(self, values: list[Any], request: _Request, same: bool) -> _Values:
         """Encode raw values, one a row."""
-        if self.column.kind == "numeric":
+        if self.kind == "categorical":
+            assert self.ids is not None
+            kind, key = self.ids.type, self.key
+            if same and self.ids.vocabulary:
+                return self.ids.one(values[0], lambda v, i: request.canonical(v, kind, key, i, same))
+            return self.ids.of(values, lambda v, i: request.canonical(v, kind, key, i, same))
+        if self.kind == "numeric":
             x = self._numbers(values, request, same)
             if isinstance(self.encoding, Standard):
                 assert self.moments is not None
                 return standardise(x, self.encoding, self.moments)
             assert self.table is not None
             return self.table.bucket_ids(x)
-        assert self.ids is not None
-        kind = self.ids.type
-        if self.column.kind == "categorical":
-            return self.ids.of(values, lambda v, i: request.canonical(v, kind, self.key, i, same))
         return self._lists(values, request, same)
 
     def _numbers(self, values: list[Any], request: _Request, same: bool) -> np.ndarray:
