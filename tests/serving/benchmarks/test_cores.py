@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 
 import psutil
 import pytest
@@ -32,17 +33,25 @@ def cores_of(pid: int) -> list[set[int]]:
     return [os.sched_getaffinity(thread.id) for thread in psutil.Process(pid).threads()]
 
 
+def may_go_first() -> bool:
+    """Whether a process may set itself before others, tried in one that ends."""
+    code = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"
+    return subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
 def test_the_server_has_all_cores_but_the_last_and_afterwards_all_are_back(server: subprocess.Popen[bytes]) -> None:
     before = os.sched_getaffinity(0)
     with pytest.raises(ZeroDivisionError), apart(45678):
-        own, others = os.sched_getaffinity(0), cores_of(server.pid)
+        own, others, first = os.sched_getaffinity(0), cores_of(server.pid), os.sched_getscheduler(0)
         raise ZeroDivisionError
     assert os.sched_getaffinity(0) == before
     assert cores_of(server.pid) == [before, before]
     if len(before) > 1:
         assert own == {max(before)}
         assert others == [before - own] * 2
+        assert first == (os.SCHED_FIFO | os.SCHED_RESET_ON_FORK if may_go_first() else os.SCHED_OTHER)
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def test_on_one_core_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +68,12 @@ def test_a_pause_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["machine_longest_pause_ms"] == pytest.approx(500)
     assert found["machine_pauses_per_second"] == pytest.approx(3)
     assert found["machine_paused_share"] == pytest.approx(0.9998)
+
+
+def test_slow_moments_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [0.0001] * 500 + [0.0002] * 50 + [0.0001] * 400  # a tenth of a second, of which a tenth was slow
+    clock = iter([0.0, *accumulate(steps)])
+    monkeypatch.setattr(cores.time, "perf_counter", lambda: next(clock))
+    found = pauses(0.0999)
+    assert found["machine_slow_share"] == pytest.approx(0.1, abs=0.02)
+    assert found["machine_pauses_per_second"] == 0
