@@ -18,6 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving import event_routes, open_inference, score_routes, ui
 from serving.batching import Batcher, Limits
+from serving.busy_poll import BusyPoll
 from serving.database import Database
 from serving.direct import Direct
 from serving.door import Door
@@ -138,7 +139,10 @@ def create_app(
     app.add_middleware(Admit, intake=intake, count=lambda kind: metrics.errors.labels(kind).inc())
     app.add_middleware(Guard, keys=keys, metrics=metrics, folder=None if place is None else place.folder)
     app.add_middleware(Draining, drain=drain, count=lambda kind: metrics.errors.labels(kind).inc())
-    app.add_middleware(Observe, metrics=metrics, sampler=Sampler(settings.log_requests), tracing=tracing)
+    polling = BusyPoll(settings.busy_poll_ms / 1000) if settings.busy_poll_ms else None
+    app.add_middleware(
+        Observe, metrics=metrics, sampler=Sampler(settings.log_requests), tracing=tracing, busy_poll=polling
+    )
     stack = app.build_middleware_stack
     app.build_middleware_stack = lambda: _within(stack())  # type: ignore[method-assign]
     app.openapi = lambda: describe(app, examples=keys is None)  # type: ignore[method-assign]

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.busy_poll import BusyPoll
 from serving.limits import headers_of
 from serving.logs import Record, Sampler
 from serving.monitoring import Metrics
@@ -33,12 +34,18 @@ class Observe:
         metrics: that count it.
         sampler: says which requests get a line.
         tracing: that gets its spans; None: nobody does.
+        busy_poll: that is told when it begins and ends; None: the event loop sleeps whenever it can.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, sampler: Sampler | None = None, tracing: Tracing | None = None
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        sampler: Sampler | None = None,
+        tracing: Tracing | None = None,
+        busy_poll: BusyPoll | None = None,
     ) -> None:
-        self.app, self.metrics, self.tracing = app, metrics, tracing
+        self.app, self.metrics, self.tracing, self.busy_poll = app, metrics, tracing, busy_poll
         self.sampler = sampler or Sampler(1.0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,6 +53,8 @@ class Observe:
             await self.app(scope, receive, send)
             return
         begin = time.perf_counter()
+        if self.busy_poll is not None:
+            self.busy_poll.begin(begin)
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         given = headers_of(scope).get(b"x-request-id", b"")
         state["arrived"] = begin
@@ -72,7 +81,10 @@ class Observe:
             content = {"detail": "internal error", "request_id": state["request_id"]}
             await JSONResponse(content, status_code=500)(scope, receive, send_with_id)
         finally:
-            self._record(scope, state, status, time.perf_counter() - begin)
+            end = time.perf_counter()
+            if self.busy_poll is not None:
+                self.busy_poll.end(end)
+            self._record(scope, state, status, end - begin)
 
     def _record(self, scope: Scope, state: MutableMapping[str, Any], status: int, seconds: float) -> None:
         # Paths that no route matches share one label, or a scanner would fill the registry.

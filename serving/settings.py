@@ -105,6 +105,10 @@ class Settings(BaseModel):
     """Milliseconds that a shared pass may be expected to take; a single request may take longer."""
     inline_ms: float = Field(1.0, ge=0)
     """A pass expected to take fewer milliseconds is computed where requests are read, without a thread."""
+    busy_poll_ms: float = Field(0.0, ge=0, le=100)
+    """Milliseconds for which a worker stays awake for the next request, if the one before came as soon: a core that
+    has slept is slow when it wakes. For workers that have a core each; what measures their use of it sees them busy
+    though they wait. 0: they sleep at once."""
     queue_rows: int = Field(32_768, ge=1)
     """Candidates that may wait for a pass; requests beyond get 503 at once."""
     queue_ms: float = Field(100.0, gt=0)

@@ -70,6 +70,9 @@ def main(
     events: Annotated[
         bool, typer.Option(help="Keep every exposure in SQLite, durable before the answer; MLflow keeps none.")
     ] = False,
+    busy_poll_ms: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="SLUICE_BUSY_POLL_MS of the server, whose core is its own.")
+    ] = 1.0,
     json: JsonPath = None,
     at_least: AtLeast = None,
     at_most: AtMost = None,
@@ -88,6 +91,7 @@ def main(
     torch.set_num_threads(1)
     columns = ["bundle", "server", "clients", "candidates", "p50 ms", "p95 ms", "p99 ms", "rows/s", "refused"]
     report = BenchReport(f"Serving, {seconds:g} s a cell, {os.cpu_count()} cores", columns)
+    settings = {"SLUICE_INT8": str(int8).lower(), "SLUICE_BUSY_POLL_MS": str(busy_poll_ms)}
     many, rounds = sorted(set(clients or CLIENTS)), max(1, round(seconds / TURN))
     with tempfile.TemporaryDirectory() as scratch:
         served = [Bundle.load(path) for path in bundle or bundles(Path(scratch))]
@@ -96,7 +100,7 @@ def main(
         with progress(Console(stderr=True), len(served) * (rounds * (len(CANDIDATES) + 1) + 1)) as step:
             for place, one in enumerate(served):
                 bench = _Bench(report, one, name_of(place, one), seconds / rounds, rounds, step)
-                with bench.servers(Path(scratch), int8=int8, events=events, mlflow=mlflow and place == 0) as up:
+                with bench.servers(Path(scratch), settings, events=events, mlflow=mlflow and place == 0) as up:
                     bench.measure(up, many)
                 bench.against_forward(int8=int8, small=place == 0, large=one is served[-1])
                 if mlflow and place == 0:
@@ -106,6 +110,7 @@ def main(
     )
     report.note(f"turns of {seconds / rounds:.2g} s, {rounds} a cell; what a ratio compares took turns")
     report.note("every exposure durable before its answer" if events else "no exposures kept, as MLflow keeps none")
+    report.note(f"the server stays awake for {busy_poll_ms:g} ms where requests come so soon (SLUICE_BUSY_POLL_MS)")
     report.note(
         "the machine alone stood still {machine_pauses_per_second:.1f} times a second, {machine_paused_share:.2%} "
         "of the time, {machine_longest_pause_ms:.1f} ms at most, and was slow {machine_slow_share:.2%} of the "
@@ -197,15 +202,16 @@ class _Bench:
         self.cells: dict[tuple[str, int | None, int], Load] = {}
 
     @contextmanager
-    def servers(self, scratch: Path, *, int8: bool, events: bool, mlflow: bool) -> Iterator[list[_Server]]:
+    def servers(
+        self, scratch: Path, settings: Mapping[str, str], *, events: bool, mlflow: bool
+    ) -> Iterator[list[_Server]]:
         """Start the server, and MLflow's of the same bundle if it is asked for, for as long as the block lasts."""
         from serving.benchmarks.mlflow_server import PATH, body, mlflow_server
         from serving.client import running_server
 
         self.step(f"{self.name}: the server starts")
         # What saturates it on purpose shall be measured, not refused.
-        given = {"SLUICE_QUEUE_MS": "inf", "SLUICE_QUEUE_ROWS": "1000000", "OMP_NUM_THREADS": "1"}
-        given["SLUICE_INT8"] = str(int8).lower()
+        given = {"SLUICE_QUEUE_MS": "inf", "SLUICE_QUEUE_ROWS": "1000000", "OMP_NUM_THREADS": "1", **settings}
         given["SLUICE_EVENTS_URL"] = f"sqlite:///{scratch}/{self.name}.db" if events else "none"
         given["SLUICE_EVENTS_SPOOL"] = str(scratch / "spool")
         with ExitStack() as up:

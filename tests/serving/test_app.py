@@ -311,3 +311,17 @@ def test_more_requests_than_may_be_in_hand_are_refused_unread(
         assert client.post("/v1/score", content=b"{").status_code == 503
         release.set()
         assert accepted.result().status_code == 200
+
+
+def test_busy_polling_notices_the_end_of_every_request(
+    bundle: Bundle, ready: Callable[[TestClient], TestClient]
+) -> None:
+    app = create_app(Settings(model=str(bundle.directory), busy_poll_ms=100))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        ready(client)
+        statuses = [client.post("/v1/score", json=one).status_code for one in (body(), {"candidates": []}, body())]
+        assert statuses == [200, 422, 200]
+        assert client.get("/nowhere").status_code == 404
+        polling = app.middleware_stack.busy_poll  # type: ignore[union-attr]
+        until(lambda: polling.awake)  # which it is only with nothing in hand
+        until(lambda: not polling.awake)
