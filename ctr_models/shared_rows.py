@@ -173,11 +173,11 @@ class SharedRows:
         """Return W x + b of each row x, (N, H); what W makes of the user is computed once a user."""
         # Users go with all of W: a row of zeros costs less than to cut their columns out. The candidates' columns
         # are cut out in every call, so that they are never out of date: about a hundredth of their product.
-        of_own, users, of_users = self.columns.cut(layer.weight, shared=False), self.shared, layer.weight
-        if torch.jit.is_tracing():  # a program keeps what it has cut
-            of_users = self.columns.cut(of_users, shared=True)
+        of_own = self.columns.cut(layer.weight, shared=False)
+        if torch.jit.is_tracing():  # a program cuts once
+            users, of_users = self.shared, self.columns.cut(layer.weight, shared=True)
         else:
-            users = self.users()
+            users, of_users = self.users(), layer.weight
         return shared_linear(users, self.own, self.offsets, of_users, of_own, layer.bias, fused=fused)
 
 
