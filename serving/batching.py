@@ -106,7 +106,7 @@ class Limits:
     rows: int = 2048
     milliseconds: float = 10.0
     queue_rows: int = 32_768
-    queue_milliseconds: float = 100.0
+    queue_milliseconds: float = 50.0
     threads: int = 1
     inline_milliseconds: float = 1.0
 

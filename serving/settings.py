@@ -111,7 +111,7 @@ class Settings(BaseModel):
     though they wait. 0: they sleep at once."""
     queue_rows: int = Field(32_768, ge=1)
     """Candidates that may wait for a pass; requests beyond get 503 at once."""
-    queue_ms: float = Field(100.0, gt=0)
+    queue_ms: float = Field(50.0, gt=0)
     """Milliseconds that a request may be expected to wait; requests beyond get 503 at once."""
     max_requests: int = Field(512, ge=1)
     """Requests in hand at once, waiting ones included; those beyond get 503 before they are read."""

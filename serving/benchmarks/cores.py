@@ -15,15 +15,17 @@ WINDOW, SLOW = 0.005, 0.8
 
 
 @contextmanager
-def apart(port: int) -> Iterator[None]:
+def apart(port: int, *, first: bool = False) -> Iterator[None]:
     """Keep the server at a port to all cores but the last, and this process to that one, while the block lasts.
 
     Left to the scheduler both may find themselves on one core for half a second, and the server's latency is then
-    that of its neighbour. Where it may, this process goes before all else on its core: what the kernel does there
-    for milliseconds would count as the server's. With one core, or without affinities, nothing is done.
+    that of its neighbour. With one core, or without affinities, nothing is done.
 
     Args:
         port: on its command line; it must be a child of this process.
+        first: let this process go before all else on its core, where it may: what the kernel does there for
+            milliseconds would count as the server's. Not for one that needs all of the core, for Linux takes it
+            away from such a one for a twentieth of each second.
     """
     import psutil
 
@@ -36,12 +38,14 @@ def apart(port: int) -> Iterator[None]:
         for thread in server.threads():
             os.sched_setaffinity(thread.id, cores[:-1])
         os.sched_setaffinity(0, cores[-1:])
-        with suppress(OSError):  # who is not root may not
-            os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+        if first:
+            with suppress(OSError):  # who is not root may not
+                os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
         yield
     finally:
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if first:
+            with suppress(OSError):
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         os.sched_setaffinity(0, cores)
         for thread in server.threads():
             os.sched_setaffinity(thread.id, cores)

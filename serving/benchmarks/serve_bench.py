@@ -275,7 +275,7 @@ class _Bench:
 
         clients: dict[str, int | str] = {"unloaded": 1, "capacity": most, "half": "open"}
         turns: dict[str, Callable[[], Load]] = {"unloaded": unloaded, "capacity": capacity, "half": half}
-        with apart(server.port):
+        with apart(server.port, first=True):
             found = in_turns(turns, self.rounds, partial(self._round, "half of capacity"))
         for part, cell in found.items():
             self._tell(f"{server.name}, {part}", clients[part], 100, cell, f"{server.name}_{part}_100")
