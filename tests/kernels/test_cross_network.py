@@ -41,15 +41,12 @@ def test_without_gates_it_is_that_of_dcnv2() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @given(**SHAPES)
 @example(rows=4097, width=3, layers=2, gated=True, biased=True)
-@example(rows=67, width=3, layers=1, gated=True, biased=True)  # the worst of 2,080 results: 1.06e-2 in bfloat16
 @settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 def test_one_launch(dtype, rows, width, layers, gated, biased) -> None:
-    tolerance = None
     if dtype == torch.bfloat16:  # the interpreter cuts off what it stores: sums of a column or two show it
         width, layers = width + 2, 1  # and the error grows with each layer: see below
-        tolerance = 3 * 2**-8  # a unit in the last place is cut off what is stored, half of one rounded before
     c0, weights, biases, gates = examples(OPERATOR, dtype, rows=rows, width=width, layers=layers)
-    conforms(OPERATOR, ONE_LAUNCH, (c0, weights, biases if biased else None, gates if gated else None), tolerance)
+    conforms(OPERATOR, ONE_LAUNCH, (c0, weights, biases if biased else None, gates if gated else None))
 
 
 @pytest.mark.parametrize(("rows", "width", "layers"), [(30, 17, 2), (130, 40, 2), (30, 5, 3), (130, 17, 3)])
