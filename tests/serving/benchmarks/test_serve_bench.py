@@ -52,7 +52,7 @@ def test_a_run(bundle: Path, port: int, tmp_path: Path, monkeypatch: pytest.Monk
     assert found["ratio_forward_small"] == found["ratio_forward"]
     tail = found["1_dnn_sluice_half_100_p99_ms"] / found["1_dnn_sluice_unloaded_100_p50_ms"]
     assert found["1_dnn_p99_half_over_p50"] == pytest.approx(tail)  # with one round
-    assert found["1_dnn_p99_half_over_p50_all"] == pytest.approx(tail)
+    assert found["1_dnn_p99_half_over_p50_median"] == pytest.approx(tail)
 
 
 def test_a_bar_for_no_figure_is_refused_before_anything_is_measured(
