@@ -13,6 +13,8 @@ holds takes turns of half a second, round by round:
 half of capacity
     one client; the number of clients that reached most requests a second with 100 candidates; and half of what they
     reached in this round, evenly spaced. In all three the generator is on the last core, the server on the others.
+    Of these there are five times as many rounds: what slows a machine for a moment delays the next hundred requests,
+    and a percentile of only some thousand tells whether such a moment came, not how often they come.
 
 The figures of a cell are those of all its rounds together: percentiles of all latencies, rows of all rounds over
 their seconds. Ratios are those of such figures, so that they can be checked by the table; the median of the rounds'
@@ -33,7 +35,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -43,11 +45,14 @@ if TYPE_CHECKING:
     from pipelines.release.bundle import Bundle
     from serving.benchmarks.load import Load
 
+K = TypeVar("K")
 CLIENTS, CANDIDATES = (1, 8, 64), (1, 100, 500)
 TURN = 0.5
 """Seconds of a turn, about."""
 WARM = 0.2
 """Of a turn, before it, not counted."""
+TAIL_ROUNDS = 5
+"""Rounds at half of capacity for each of another cell."""
 PASS, INT8 = "forward pass", "forward pass, int8"
 CELL = ("p50_ms", "p95_ms", "p99_ms", "rows_per_second")
 TAIL = "p99_half_over_p50"
@@ -97,7 +102,7 @@ def main(
         served = [Bundle.load(path) for path in bundle or bundles(Path(scratch))]
         known(figures(served, many, mlflow=mlflow), at_least, at_most)
         report.figures |= pauses(seconds)
-        with progress(Console(stderr=True), len(served) * (rounds * (len(CANDIDATES) + 1) + 1)) as step:
+        with progress(Console(stderr=True), len(served) * (rounds * (len(CANDIDATES) + TAIL_ROUNDS) + 1)) as step:
             for place, one in enumerate(served):
                 bench = _Bench(report, one, name_of(place, one), seconds / rounds, rounds, step)
                 with bench.servers(Path(scratch), settings, events=events, mlflow=mlflow and place == 0) as up:
@@ -108,7 +113,10 @@ def main(
     report.note(
         "rows/s of answers with status 200; one server process with one worker; latencies as a client sees them"
     )
-    report.note(f"turns of {seconds / rounds:.2g} s, {rounds} a cell; what a ratio compares took turns")
+    report.note(
+        f"turns of {seconds / rounds:.2g} s, {rounds} a cell, {TAIL_ROUNDS * rounds} for half of capacity; "
+        "what a ratio compares took turns"
+    )
     report.note("every exposure durable before its answer" if events else "no exposures kept, as MLflow keeps none")
     report.note(f"the server stays awake for {busy_poll_ms:g} ms where requests come so soon (SLUICE_BUSY_POLL_MS)")
     report.note(
@@ -229,8 +237,6 @@ class _Bench:
 
     def measure(self, servers: list[_Server], clients: list[int]) -> None:
         """Measure all cells, the first server's with each number of clients, the other's with the fewest."""
-        from serving.benchmarks.load import in_turns
-
         ours, *others = servers
         for n in CANDIDATES:
             turns: dict[tuple[str, int | None], Callable[[], Load]]
@@ -238,7 +244,7 @@ class _Bench:
             turns |= {(one.name, clients[0]): partial(self._load, one, n, clients[0]) for one in others}
             if n == 500:
                 turns |= {(name, None): turn for name, turn in self._passes(n).items()}
-            for (name, c), cell in in_turns(turns, self.rounds, partial(self._round, f"{n} candidates")).items():
+            for (name, c), cell in self._in_turns(f"{n} candidates", turns, self.rounds).items():
                 self.cells[name, c, n] = cell
                 self._tell(name, c or "", n, cell, f"{name}_{c}_{n}" if c else "")
         self._half(ours, max(clients, key=lambda c: self.cells[ours.name, c, 100].requests_per_second))
@@ -248,7 +254,7 @@ class _Bench:
         import numpy as np
 
         from serving.benchmarks.cores import apart
-        from serving.benchmarks.load import Load, in_turns
+        from serving.benchmarks.load import Load
         from serving.benchmarks.open_loop import offer
 
         rate, calm, warm = 0.0, 0.0, self.turn * WARM
@@ -276,7 +282,7 @@ class _Bench:
         clients: dict[str, int | str] = {"unloaded": 1, "capacity": most, "half": "open"}
         turns: dict[str, Callable[[], Load]] = {"unloaded": unloaded, "capacity": capacity, "half": half}
         with apart(server.port, first=True):
-            found = in_turns(turns, self.rounds, partial(self._round, "half of capacity"))
+            found = self._in_turns("half of capacity", turns, TAIL_ROUNDS * self.rounds)
         for part, cell in found.items():
             self._tell(f"{server.name}, {part}", clients[part], 100, cell, f"{server.name}_{part}_100")
         tails = [float(np.percentile(one, 99)) for one in ratios]
@@ -320,8 +326,10 @@ class _Bench:
             "p99_over_mlflow": max(ours[n].milliseconds(99) / theirs[n].milliseconds(99) for n in CANDIDATES),
         }
 
-    def _round(self, what: str, number: int) -> None:
-        self.step(f"{self.name}: {what}, round {number} of {self.rounds}")
+    def _in_turns(self, what: str, turns: Mapping[K, Callable[[], Load]], rounds: int) -> dict[K, Load]:
+        from serving.benchmarks.load import in_turns
+
+        return in_turns(turns, rounds, lambda number: self.step(f"{self.name}: {what}, round {number} of {rounds}"))
 
     def _load(self, server: _Server, n: int, clients: int) -> Load:
         from serving.benchmarks.load import load

@@ -13,7 +13,7 @@ import typer
 from ctr_models.errors import ConfigError
 from pipelines.release.bundle import Bundle
 from pipelines.release.example import example_bundle
-from serving.benchmarks import cores, mlflow_server
+from serving.benchmarks import cores, mlflow_server, serve_bench
 from serving.benchmarks.serve_bench import figures, main
 
 
@@ -29,6 +29,7 @@ def test_a_run(bundle: Path, port: int, tmp_path: Path, monkeypatch: pytest.Monk
         yield port
 
     monkeypatch.setattr(mlflow_server, "mlflow_server", stand_in)
+    monkeypatch.setattr(serve_bench, "TAIL_ROUNDS", 1)
     out = tmp_path / "figures.json"
     with pytest.raises(typer.Exit):
         main([bundle], 0.1, [2, 1], events=True, json=out, at_least=["ratio_forward=1e9"])
