@@ -13,8 +13,8 @@ holds takes turns of half a second, round by round:
 half of capacity
     one client; the number of clients that reached most requests a second with 100 candidates; and half of what they
     reached in this round, evenly spaced. In all three the generator is on the last core, the server on the others.
-    Of these there are five times as many rounds: what slows a machine for a moment delays the next hundred requests,
-    and a percentile of only some thousand tells whether such a moment came, not how often they come.
+    Of these there are five times as many rounds: what slows a machine for a moment delays the next hundred
+    requests, and a percentile of only some thousand tells whether such a moment came, not how often they come.
 
 The figures of a cell are those of all its rounds together: percentiles of all latencies, rows of all rounds over
 their seconds. Ratios are those of such figures, so that they can be checked by the table; the median of the rounds'

@@ -38,7 +38,7 @@ def test_without_a_gate_it_is_the_cross_layer_of_dcnv2() -> None:
 @example(rows=4097, width=3, gated=True, biased=True)
 @settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 def test_every_implementation(name, dtype, rows, width, gated, biased) -> None:
-    if dtype == torch.bfloat16:  # the interpreter cuts off what it stores: sums of a column or two show it
+    if dtype == torch.bfloat16:  # in sums of a column or two what is rounded does not cancel
         width += 2
     c0, c, weight, bias, gate = examples(OPERATOR, dtype, rows=rows, width=width)
     one = next(one for one in OPERATOR.implementations if one.name == name)
